@@ -1,0 +1,450 @@
+"""`manifest.json`: what a bundle contains and how to feed it. The contract for Python and C++ alike.
+
+The format is written down in `docs/bundle.md`. Parsing is strict: an unknown schema version, an unknown key, a missing
+key, a value of the wrong type, or a path that leaves the bundle is a :class:`~runtime.errors.BundleError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from .errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+METADATA_KEY = "holocron.manifest"
+"""Key of an ONNX file's `metadata_props` under which the manifest (without artefacts) is repeated."""
+
+PRECISIONS = ("fp32", "fp16", "int8")
+SCHEMES = ("cpu", "trt")
+TASKS = ("classification",)
+KINDS = ("onnx", "engine")
+RESIZE_MODES = ("squish", "pad")
+PAD_MODES = ("constant", "edge", "reflect", "symmetric")
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+DTYPES = ("float32", "float16", "uint8", "int32", "int64", "float64", "int8", "bool")
+
+_MAX_MANIFEST_BYTES = 16 * 2**20
+_MAX_PIXELS_A_SIDE = 2**15
+_HEX = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of the network: its name, element type and shape.
+
+    Attributes:
+        name: name in the ONNX graph.
+        dtype: numpy name of the element type, e.g. `"float32"`.
+        shape: one entry a dimension; a string is a dynamic dimension's name, e.g. `("batch", 3, 224, 224)`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input.
+
+    uint8 RGB is resized to `size`, divided by 255, then `mean` is subtracted and what is left divided by `std`, in float32.
+
+    Attributes:
+        size: height and width in pixels.
+        resize: `"squish"` changes the aspect ratio, `"pad"` keeps it and pads, centred.
+        pad_mode: what `"pad"` fills with; `"constant"` is black.
+        interpolation: Pillow's filter by lower-case name; filters other than nearest are antialiased.
+        mean: one value a channel, RGB, in units of 1 (not 255).
+        std: one value a channel, RGB, in units of 1 (not 255).
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str = "squish"
+    pad_mode: str = "constant"
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What a serialized engine was built with: it opens nowhere else.
+
+    Attributes:
+        library: `"tensorrt"` or `"tensorrt_rtx"`.
+        version: the library's version, e.g. `"10.3.0"`.
+        compute_capability: of the GPU that it is for, e.g. `"8.7"`.
+        max_batch: largest batch of its optimization profile.
+    """
+
+    library: str
+    version: str
+    compute_capability: str
+    max_batch: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How one artefact answered, beside the PyTorch model, on the same real images.
+
+    Attributes:
+        reference: what it was compared with: `"pytorch"`, or `"onnx-fp32"` when made from a bundle without torch.
+        images: number of images.
+        relative_error: ‖ours − reference‖ / ‖reference‖ over all outputs.
+        cosine: smallest cosine similarity of the outputs of one image.
+        top1_agreement: share of the images with the same first class, 0 to 1.
+        accuracy: share of the labelled images answered rightly, 0 to 1; None without labels.
+        reference_accuracy: the same of the reference.
+        labelled_images: number of labelled images; 0 without labels.
+        backend: what ran the artefact.
+    """
+
+    reference: str
+    images: int
+    relative_error: float
+    cosine: float
+    top1_agreement: float
+    accuracy: float | None = None
+    reference_accuracy: float | None = None
+    labelled_images: int = 0
+    backend: str = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One file of the bundle that a backend opens.
+
+    Attributes:
+        file: path relative to the bundle, with `/`.
+        kind: `"onnx"` or `"engine"`.
+        precision: `"fp32"`, `"fp16"` or `"int8"`.
+        scheme: quantization scheme of an int8 artefact, `"cpu"` or `"trt"`; None otherwise.
+        size: bytes.
+        sha256: of the file, 64 lower-case hexadecimal digits.
+        engine: what an engine was built with; None for ONNX.
+        verification: how it answered beside the reference; None if it could not be run where it was made.
+    """
+
+    file: str
+    kind: str
+    precision: str
+    size: int
+    sha256: str
+    scheme: str | None = None
+    engine: EngineInfo | None = None
+    verification: Verification | None = None
+
+    @property
+    def variant(self) -> str:
+        """Precision and scheme in one word: `"fp32"`, `"fp16"`, `"int8.cpu"`, `"int8.trt"`."""
+        return f"{self.precision}.{self.scheme}" if self.scheme else self.precision
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a program must know of a bundle.
+
+    Attributes:
+        name: the model's name, e.g. `"repvgg_a0"`.
+        task: what the outputs mean: `"classification"`.
+        labels: one name a class, in the order of the outputs.
+        inputs: the network's inputs.
+        outputs: the network's outputs.
+        preprocessing: how an image becomes the input.
+        artefacts: the files that backends open; empty in an ONNX file's own metadata.
+        provenance: what made it: versions, weights, seed, time. Information only; nothing is decided by it.
+    """
+
+    name: str
+    task: str
+    labels: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: Preprocessing
+    artefacts: tuple[Artefact, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The manifest as it stands in `manifest.json`."""
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = MANIFEST_NAME) -> Manifest:
+        """Parse and check a manifest.
+
+        Args:
+            text: JSON.
+            where: what to call it in an error.
+
+        Returns:
+            the manifest
+
+        Raises:
+            BundleError: if it is not a manifest of this version, with what is wrong
+        """
+        try:
+            data = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as e:
+            raise BundleError(f"{where} is not JSON ({e}): export the model again") from e
+        return _Parser(where).manifest(data)
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read and check the manifest of a bundle folder. The artefacts themselves are not read.
+
+    Args:
+        bundle: the folder
+
+    Returns:
+        its manifest
+
+    Raises:
+        BundleError: if there is none, or it is not valid
+    """
+    path = bundle / MANIFEST_NAME
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise BundleError(f"{path} is larger than {_MAX_MANIFEST_BYTES >> 20} MiB: this is not a manifest")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST_NAME}") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise BundleError(f"cannot read {path}: {e}") from e
+    return Manifest.from_json(text, str(path))
+
+
+def artefact_path(bundle: Path, artefact: Artefact, check_hash: bool = True) -> Path:
+    """Where an artefact lies, after checking that it is the file that the manifest describes.
+
+    Args:
+        bundle: the bundle's folder
+        artefact: one of its manifest's artefacts
+        check_hash: compare the SHA-256 too, not the size alone
+
+    Returns:
+        the file's path
+
+    Raises:
+        BundleError: if the file is missing, leaves the bundle, or has another size or hash
+    """
+    path = bundle / artefact.file
+    try:
+        resolved = path.resolve(strict=True)
+        if bundle.resolve() not in resolved.parents:
+            raise BundleError(f"{artefact.file!r} leads out of the bundle {bundle}: refused")
+        size = resolved.stat().st_size
+        if size != artefact.size:
+            raise BundleError(
+                f"{path} has {size} bytes where the manifest says {artefact.size}: it was cut off or changed; "
+                "copy the bundle again or export it again"
+            )
+        if check_hash and sha256_of(resolved) != artefact.sha256:
+            raise BundleError(
+                f"{path} does not have the SHA-256 that the manifest says: it was changed; copy the bundle again or "
+                "export it again"
+            )
+    except (OSError, RuntimeError) as e:  # RuntimeError: a loop of links, before Python 3.13
+        raise BundleError(f"cannot read {path}, which the manifest names: {e}") from e
+    return resolved
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        for chunk in iter(lambda: f.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+class _Parser:
+    """Turns decoded JSON into a :class:`Manifest`, naming the place of whatever is wrong."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def fail(self, place: str, message: str) -> BundleError:
+        return BundleError(f"{self.where}: {place} {message}")
+
+    def manifest(self, data: Any) -> Manifest:
+        if not isinstance(data, dict):
+            raise self.fail("the top level", f"is {_kind(data)}, expected an object")
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION or isinstance(version, bool):
+            raise BundleError(
+                f"{self.where} has schema version {version!r}, this release reads version {SCHEMA_VERSION}: "
+                "update holocron-edge, or export the model again with this one"
+            )
+        data = {k: v for k, v in data.items() if k != "schema_version"}
+        self.keys(data, Manifest, "the top level")
+        result = Manifest(
+            name=self.text(data["name"], "name"),
+            task=self.choice(data["task"], "task", TASKS),
+            labels=self.sequence(data["labels"], "labels", self.text),
+            inputs=self.sequence(data["inputs"], "inputs", self.tensor),
+            outputs=self.sequence(data["outputs"], "outputs", self.tensor),
+            preprocessing=self.preprocessing(data["preprocessing"], "preprocessing"),
+            artefacts=self.sequence(data.get("artefacts", []), "artefacts", self.artefact),
+            provenance=self.mapping(data.get("provenance", {}), "provenance"),
+        )
+        if not result.inputs or not result.outputs:
+            raise self.fail("inputs and outputs", "need one entry at least")
+        files = [a.file for a in result.artefacts]
+        if len(set(files)) != len(files):
+            raise self.fail("artefacts", "name the same file twice")
+        return result
+
+    def keys(self, data: Mapping[str, Any], of: Any, place: str) -> None:
+        known = {f.name for f in fields(of)}
+        needed = {f.name for f in fields(of) if not _has_default(f)}
+        unknown, missing = sorted(set(data) - known), sorted(needed - set(data))
+        if unknown:
+            raise self.fail(place, f"has the unknown key {unknown[0]!r}")
+        if missing:
+            raise self.fail(place, f"lacks the key {missing[0]!r}")
+
+    def mapping(self, value: Any, place: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.fail(place, f"is {_kind(value)}, expected an object")
+        return value
+
+    def sequence(self, value: Any, place: str, item: Callable[[Any, str], _T]) -> tuple[_T, ...]:
+        if not isinstance(value, list):
+            raise self.fail(place, f"is {_kind(value)}, expected a list")
+        return tuple(item(v, f"{place}[{i}]") for i, v in enumerate(value))
+
+    def text(self, value: Any, place: str) -> str:
+        if not isinstance(value, str):
+            raise self.fail(place, f"is {_kind(value)}, expected a string")
+        return value
+
+    def choice(self, value: Any, place: str, choices: tuple[str, ...]) -> str:
+        if value not in choices or not isinstance(value, str):
+            raise self.fail(place, f"is {value!r}, expected one of {', '.join(choices)}")
+        return value
+
+    def integer(self, value: Any, place: str, lowest: int, highest: int) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+            raise self.fail(place, f"is {value!r}, expected an integer from {lowest} to {highest}")
+        return value
+
+    def number(self, value: Any, place: str) -> float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise self.fail(place, f"is {value!r}, expected a finite number")
+        return float(value)
+
+    def tensor(self, value: Any, place: str) -> TensorSpec:
+        data = self.mapping(value, place)
+        self.keys(data, TensorSpec, place)
+        return TensorSpec(
+            name=self.text(data["name"], f"{place}.name"),
+            dtype=self.choice(data["dtype"], f"{place}.dtype", DTYPES),
+            shape=self.sequence(data["shape"], f"{place}.shape", self.dimension),
+        )
+
+    def dimension(self, value: Any, place: str) -> int | str:
+        return value if isinstance(value, str) else self.integer(value, place, 1, 2**31 - 1)
+
+    def preprocessing(self, value: Any, place: str) -> Preprocessing:
+        data = self.mapping(value, place)
+        self.keys(data, Preprocessing, place)
+        size = self.sequence(data["size"], f"{place}.size", lambda v, p: self.integer(v, p, 1, _MAX_PIXELS_A_SIDE))
+        mean = self.sequence(data["mean"], f"{place}.mean", self.number)
+        std = self.sequence(data["std"], f"{place}.std", self.number)
+        if len(size) != 2 or len(mean) != 3 or len(std) != 3:
+            raise self.fail(place, "needs 2 values in size and 3 each in mean and std")
+        if any(s <= 0 for s in std):
+            raise self.fail(f"{place}.std", f"is {list(std)}, expected positive numbers")
+        return Preprocessing(
+            size=(size[0], size[1]),
+            mean=(mean[0], mean[1], mean[2]),
+            std=(std[0], std[1], std[2]),
+            resize=self.choice(data.get("resize", "squish"), f"{place}.resize", RESIZE_MODES),
+            pad_mode=self.choice(data.get("pad_mode", "constant"), f"{place}.pad_mode", PAD_MODES),
+            interpolation=self.choice(data.get("interpolation", "bilinear"), f"{place}.interpolation", INTERPOLATIONS),
+        )
+
+    def artefact(self, value: Any, place: str) -> Artefact:
+        data = self.mapping(value, place)
+        self.keys(data, Artefact, place)
+        precision = self.choice(data["precision"], f"{place}.precision", PRECISIONS)
+        scheme = data.get("scheme")
+        if (scheme is not None) != (precision == "int8"):
+            raise self.fail(f"{place}.scheme", f"is {scheme!r} with precision {precision}: int8 has one, others none")
+        digest = self.text(data["sha256"], f"{place}.sha256")
+        if not _HEX.fullmatch(digest):
+            raise self.fail(f"{place}.sha256", f"is {digest!r}, expected 64 lower-case hexadecimal digits")
+        engine, verification = data.get("engine"), data.get("verification")
+        kind = self.choice(data["kind"], f"{place}.kind", KINDS)
+        if (engine is not None) != (kind == "engine"):
+            raise self.fail(f"{place}.engine", f"must be given for kind engine and for no other, this is {kind}")
+        return Artefact(
+            file=self.file(data["file"], f"{place}.file"),
+            kind=kind,
+            precision=precision,
+            size=self.integer(data["size"], f"{place}.size", 0, 2**53),
+            sha256=digest,
+            scheme=None if scheme is None else self.choice(scheme, f"{place}.scheme", SCHEMES),
+            engine=None if engine is None else self.engine(engine, f"{place}.engine"),
+            verification=None if verification is None else self.verification(verification, f"{place}.verification"),
+        )
+
+    def file(self, value: Any, place: str) -> str:
+        text = self.text(value, place)
+        path = PurePosixPath(text)
+        inside = text and not path.is_absolute() and ".." not in path.parts and "\\" not in text and "\0" not in text
+        if not inside or ":" in text or path == PurePosixPath("."):
+            raise self.fail(place, f"is {text!r}, expected a relative path inside the bundle")
+        return text
+
+    def engine(self, value: Any, place: str) -> EngineInfo:
+        data = self.mapping(value, place)
+        self.keys(data, EngineInfo, place)
+        return EngineInfo(
+            library=self.text(data["library"], f"{place}.library"),
+            version=self.text(data["version"], f"{place}.version"),
+            compute_capability=self.text(data["compute_capability"], f"{place}.compute_capability"),
+            max_batch=self.integer(data["max_batch"], f"{place}.max_batch", 1, 2**16),
+        )
+
+    def verification(self, value: Any, place: str) -> Verification:
+        data = self.mapping(value, place)
+        self.keys(data, Verification, place)
+        optional = {
+            k: None if data.get(k) is None else self.number(data[k], f"{place}.{k}")
+            for k in ("accuracy", "reference_accuracy")
+        }
+        return Verification(
+            reference=self.text(data["reference"], f"{place}.reference"),
+            images=self.integer(data["images"], f"{place}.images", 0, 2**53),
+            relative_error=self.number(data["relative_error"], f"{place}.relative_error"),
+            cosine=self.number(data["cosine"], f"{place}.cosine"),
+            top1_agreement=self.number(data["top1_agreement"], f"{place}.top1_agreement"),
+            labelled_images=self.integer(data.get("labelled_images", 0), f"{place}.labelled_images", 0, 2**53),
+            backend=self.text(data.get("backend", "onnxruntime"), f"{place}.backend"),
+            **optional,
+        )
+
+
+def _has_default(f: Any) -> bool:
+    from dataclasses import MISSING
+
+    return f.default is not MISSING or f.default_factory is not MISSING
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
