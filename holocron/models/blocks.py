@@ -1,0 +1,82 @@
+"""Building blocks that several families share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from holocron.models.reparam import BranchSum
+
+__all__ = ["check_layout", "conv_bn", "init_weights"]
+
+
+def conv_bn(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, groups: int = 1
+) -> nn.Sequential:
+    """Convolution without bias followed by batch normalization.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: side of the square kernel.
+        stride: stride of the convolution.
+        padding: zero padding on each side.
+        groups: number of groups; ``in_channels`` for a depthwise convolution.
+
+    Returns:
+        ``Sequential(Conv2d, BatchNorm2d)``
+    """
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialize in place so that activations keep their scale from layer to layer, before any training.
+
+    Convolutions follow `He et al. <https://arxiv.org/abs/1502.01852>`_ over their fan-in, the one that is right for
+    depthwise convolutions too. The normalizations of parallel branches start at one over the square root of their
+    number: the sum of n independent unit-variance branches then has unit variance, so that even an untrained network of
+    thirty blocks stays within what float16 can hold.
+
+    Args:
+        module: network whose submodules are initialized.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+    for layer in module.modules():
+        if isinstance(layer, BranchSum):
+            for branch in layer:
+                norm = branch[-1] if isinstance(branch, nn.Sequential) else branch
+                if isinstance(norm, nn.BatchNorm2d) and norm.affine:
+                    nn.init.constant_(norm.weight, 1 / math.sqrt(len(layer)))
+
+
+def check_layout(num_blocks: Sequence[int], widths: Sequence[int], num_classes: int, in_channels: int) -> None:
+    """Raise a ValueError unless these describe the stages of a classifier.
+
+    Args:
+        num_blocks: number of blocks of each stage.
+        widths: output channels of each stage.
+        num_classes: number of classes.
+        in_channels: channels of the input.
+    """
+    if not widths or len(num_blocks) != len(widths):
+        raise ValueError(f"expected one width a stage, got {len(widths)} widths for {len(num_blocks)} stages")
+    for name, values in (
+        ("num_blocks", num_blocks),
+        ("widths", widths),
+        ("num_classes", [num_classes]),
+        ("in_channels", [in_channels]),
+    ):
+        if min(values) < 1:
+            raise ValueError(f"expected {name} to be at least 1, got {min(values)}")
