@@ -1,0 +1,25 @@
+"""Open a bundle and run it: numpy and Pillow, and whichever backend is installed.
+
+    import runtime
+
+    model = runtime.load("repvgg_a0")
+    model("cat.jpg").top(3)
+
+Importing this imports no backend.
+"""
+
+from .errors import BackendError, BundleError, HolocronError, ImageError, InputError
+from .model import Model, load
+from .results import Classification, Prediction
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "Classification",
+    "HolocronError",
+    "ImageError",
+    "InputError",
+    "Model",
+    "Prediction",
+    "load",
+]

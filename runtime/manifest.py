@@ -21,6 +21,8 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 METADATA_KEY = "holocron.manifest"
 """Key of an ONNX file's `metadata_props` under which the manifest (without artefacts) is repeated."""
+VARIANT_KEY = "holocron.variant"
+"""Key of an ONNX file's `metadata_props` for its precision and scheme in one word, as :attr:`Artefact.variant`."""
 
 PRECISIONS = ("fp32", "fp16", "int8")
 SCHEMES = ("cpu", "trt")
@@ -56,7 +58,8 @@ class TensorSpec:
 class Preprocessing:
     """How an image becomes the network's input.
 
-    uint8 RGB is resized to `size`, divided by 255, then `mean` is subtracted and what is left divided by `std`, in float32.
+    uint8 RGB is resized to `size` and divided by 255; then `mean` is subtracted and the rest divided by `std`, in
+    float32.
 
     Attributes:
         size: height and width in pixels.

@@ -8,6 +8,7 @@ from typing import Protocol, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import BackendError, InputError
 from ..manifest import TensorSpec
 
 Array = NDArray[np.generic]
@@ -39,11 +40,79 @@ class Session(Protocol):
             the outputs by name, as arrays that the caller owns
 
         Raises:
-            InputError: if a name, element type or shape is not what the network takes
-            BackendError: if the backend fails
+            InputError: if a name, element type, shape or value is not what the network takes
+            BackendError: if the backend fails, or the session is closed
         """
         ...
 
     def close(self) -> None:
         """Release the network and its device memory; calling it twice is allowed, `run` afterwards is not."""
         ...
+
+
+def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds) -> dict[str, Array]:
+    """Check what is about to be fed to a network, so that no backend sees what it may misread.
+
+    Args:
+        inputs: what the network takes
+        feeds: the inputs by name, or the one input's array alone
+
+    Returns:
+        a contiguous array for each input, in the order of `inputs`; the caller's own wherever it is contiguous
+
+    Raises:
+        InputError: if a name, element type or shape is wrong, or a value is NaN or infinite
+    """
+    if not isinstance(feeds, Mapping):
+        if len(inputs) != 1:
+            raise InputError(f"the network takes {len(inputs)} inputs, {_names(inputs)}: pass them by name")
+        feeds = {inputs[0].name: feeds}
+    names = {spec.name for spec in inputs}
+    for name in feeds:
+        if name not in names:
+            raise InputError(f"the network has no input {name!r}: it takes {_names(inputs)}")
+    for spec in inputs:
+        if spec.name not in feeds:
+            raise InputError(f"the input {spec.name!r} is missing: the network takes {_names(inputs)}")
+    return {spec.name: _check(spec, feeds[spec.name]) for spec in inputs}
+
+
+def closed_error(backend: str) -> BackendError:
+    """What a session raises that is used after `close`."""
+    return BackendError(f"the {backend} session is closed: load the model again")
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """A library's error in one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _check(spec: TensorSpec, array: Array) -> Array:
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"the input {spec.name!r} is a {type(array).__name__}: expected a numpy array")
+    if array.dtype != np.dtype(spec.dtype):
+        raise InputError(
+            f"the input {spec.name!r} is {array.dtype if array.dtype.isnative else array.dtype.str}: "
+            f"expected {spec.dtype}, as .astype({spec.dtype!r}) gives"
+        )
+    fits = array.ndim == len(spec.shape) and all(
+        got >= 1 if isinstance(wanted, str) else got == wanted
+        for got, wanted in zip(array.shape, spec.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, spec.shape))
+        raise InputError(f"the input {spec.name!r} has the shape {array.shape}: expected ({wanted}), each 1 at least")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"the input {spec.name!r} has {_non_finite(array)}: every value must be finite")
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def _non_finite(array: Array) -> str:
+    nan = int(np.isnan(array).sum())
+    infinite = int(np.isinf(array).sum())
+    return " and ".join(f"{n} {what}" for n, what in ((nan, "NaN"), (infinite, "infinite")) if n)
+
+
+def _names(inputs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(repr(spec.name) for spec in inputs)

@@ -1,0 +1,127 @@
+"""From an image to the network's input, in numpy and Pillow: what torchvision computes, to the bit.
+
+Resizing is Pillow's own, which is what torchvision calls for Pillow images; normalization takes the same float32 steps
+in the same order as `ToTensor` followed by `Normalize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .images import ImageSource, open_image
+from .manifest import Preprocessing
+
+__all__ = ["Preprocessor", "open_image", "padded_size", "resize"]
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_PadMode = Literal["constant", "edge", "reflect", "symmetric"]
+
+
+def padded_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Largest size of the same aspect ratio that fits into another, in integer arithmetic.
+
+    Args:
+        height: of the image, in pixels
+        width: of the image, in pixels
+        size: height and width to fit into, in pixels
+
+    Returns:
+        height and width; the side that does not touch the frame is rounded half up, and is 1 at least
+    """
+    H, W = size
+    if H * width <= W * height:
+        return H, max(1, (2 * width * H + height) // (2 * height))
+    return max(1, (2 * height * W + width) // (2 * width)), W
+
+
+def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize an RGB image to the network's size.
+
+    Args:
+        image: of mode RGB
+        preprocessing: gives the size, the filter, and what happens to the aspect ratio
+
+    Returns:
+        an image of `preprocessing.size`; the same object if it has that size already
+    """
+    H, W = preprocessing.size
+    if (image.height, image.width) == (H, W):
+        return image
+    resample = _FILTERS[preprocessing.interpolation]
+    if preprocessing.resize == "squish":
+        return image.resize((W, H), resample)
+    height, width = padded_size(image.height, image.width, (H, W))
+    if (image.height, image.width) != (height, width):
+        image = image.resize((width, height), resample)
+    top, left = (H - height) // 2, (W - width) // 2
+    around = ((top, H - height - top), (left, W - width - left), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(image), around, mode=cast("_PadMode", preprocessing.pad_mode)))
+
+
+class Preprocessor:
+    """Turns images into the network's input. Holds no state that a call changes: threads may share one.
+
+    Args:
+        preprocessing: size, resizing and normalization
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+        # The float32 nearest to each decimal number, then float32 arithmetic: a float64 step would change last bits.
+        self._mean = np.array(preprocessing.mean, np.float32)
+        self._std = np.array(preprocessing.std, np.float32)
+
+    def __call__(self, image: ImageSource) -> NDArray[np.float32]:
+        """Preprocess one image.
+
+        Args:
+            image: what :func:`~runtime.images.open_image` takes
+
+        Returns:
+            array of shape `(3, H, W)`
+
+        Raises:
+            ImageError: if it is not an image that can be taken
+        """
+        out = np.empty((3, *self.preprocessing.size), np.float32)
+        self._into(image, None, out)
+        return out
+
+    def batch(self, images: Sequence[ImageSource], first: int = 0) -> NDArray[np.float32]:
+        """Preprocess several images into one array, each written in place.
+
+        Args:
+            images: N images, as :func:`~runtime.images.open_image` takes them
+            first: number of the first one, for the errors about images without a name
+
+        Returns:
+            array of shape `(N, 3, H, W)`
+
+        Raises:
+            ImageError: if one is not an image that can be taken; images without a path are named by their number
+        """
+        out = np.empty((len(images), 3, *self.preprocessing.size), np.float32)
+        for i, image in enumerate(images):
+            named = isinstance(image, (str, bytes)) or hasattr(image, "__fspath__") or getattr(image, "filename", None)
+            self._into(image, None if named else f"image {first + i}", out[i])
+        return out
+
+    def _into(self, image: ImageSource, name: str | None, out: NDArray[np.float32]) -> None:
+        # Plane by plane: Pillow separates the channels faster than numpy reads them with a stride of three.
+        planes = resize(open_image(image, name), self.preprocessing).split()
+        for plane, mean, std, target in zip(planes, self._mean, self._std, out, strict=True):
+            np.divide(np.asarray(plane), np.float32(255), out=target, dtype=np.float32)
+            target -= mean
+            target /= std
