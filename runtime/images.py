@@ -6,7 +6,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Union
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 
 from .errors import ImageError
 
-ImageSource = Union[str, "os.PathLike[str]", Image.Image, NDArray[np.uint8]]
+ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 IMAGE_EXTENSIONS = frozenset(
-    (".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm")
-    + (".tif", ".tiff", ".webp")
+    {".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"}
+    | {".ppm", ".tif", ".tiff", ".webp"}
 )
 """Lower-case suffixes of the files of a folder that are taken for images."""
 

@@ -57,7 +57,7 @@ class Model:
         self._closed = False
 
     @overload
-    def __call__(self, image: ImageSource) -> Classification: ...
+    def __call__(self, image: ImageSource) -> Classification: ...  # type: ignore[overload-overlap]
 
     @overload
     def __call__(self, image: Sequence[ImageSource]) -> list[Classification]: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, Union
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from ..errors import BackendError, InputError
 from ..manifest import TensorSpec
 
 Array = NDArray[np.generic]
-Feeds = Union[Array, Mapping[str, Array]]
+Feeds = Array | Mapping[str, Array]
 
 
 class Session(Protocol):
