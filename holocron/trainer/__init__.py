@@ -1,0 +1,7 @@
+"""Training loops for classification, segmentation and detection."""
+
+from holocron.trainer.classification import BinaryClassificationTrainer, ClassificationTrainer
+from holocron.trainer.core import Trainer
+from holocron.trainer.utils import freeze_bn, freeze_model
+
+__all__ = ["BinaryClassificationTrainer", "ClassificationTrainer", "Trainer", "freeze_bn", "freeze_model"]
