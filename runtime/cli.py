@@ -1,0 +1,134 @@
+"""`holocron-run` classifies images with a bundle, `holocron-bench` times it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .backends import BACKENDS
+from .bench import BenchRow, benchmark
+from .cli_errors import USAGE, OneLineCommand, print_error
+from .errors import BackendError, HolocronError, ImageError
+from .images import list_images
+from .model import Model, load
+from .table import format_table
+
+_PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
+
+
+@click.command(cls=OneLineCommand)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
+@click.option("--top", default=1, show_default=True, type=click.IntRange(1), help="Classes to print for each image.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list, one object an image.")
+@click.option("--precision", type=click.Choice(_PRECISIONS), help="By default the best that suits the backend.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), help="By default the best that is installed.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads; by default the physical cores.")
+@click.option("--device", help="cpu, cuda:1, or a device of OpenVINO.")
+def run(
+    bundle: Path,
+    images: tuple[Path, ...],
+    top: int,
+    as_json: bool,
+    precision: str | None,
+    backend: str | None,
+    threads: int | None,
+    device: str | None,
+) -> int:
+    """Classify each IMAGE with BUNDLE. A folder stands for the images in it, sorted.
+
+    An image that cannot be taken is reported on stderr, the others are still classified, and the exit code is 2.
+    """
+    with load(bundle, precision, backend, threads, device) as model:
+        answers = [answer for image in images for answer in _answers(model, image, top)]
+    if as_json:
+        click.echo(json.dumps(answers, indent=2, ensure_ascii=False))
+    else:
+        _print_answers(answers)
+    return USAGE if any("error" in answer for answer in answers) else 0
+
+
+def _answers(model: Model, image: Path, top: int) -> Iterator[dict[str, Any]]:
+    """What the model says of an image, or of each image of a folder; an error takes the answer's place."""
+    try:
+        if image.is_dir():
+            for file in list_images(image):
+                yield from _answers(model, file, top)
+        else:
+            yield {"image": str(image), **model(image).to_dict(top)}
+    except ImageError as e:
+        print_error(str(e))
+        yield {"image": str(image), "error": str(e)}
+
+
+def _print_answers(answers: list[dict[str, Any]]) -> None:
+    rows = [
+        (answer["image"] if rank == 0 else "", prediction["label"], f"{prediction['score']:.4f}")
+        for answer in answers
+        for rank, prediction in enumerate(answer.get("top", ()))
+    ]
+    if rows:
+        click.echo(format_table(("image", "label", "score"), rows))
+
+
+@click.command(cls=OneLineCommand)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(_PRECISIONS), help="Repeatable.")
+@click.option("--backend", "backends", multiple=True, type=click.Choice(list(BACKENDS)), help="Repeatable.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Images a call.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads; by default the physical cores.")
+@click.option("--iterations", default=100, show_default=True, type=click.IntRange(1), help="Calls to time.")
+@click.option("--warmup", default=10, show_default=True, type=click.IntRange(0), help="Calls before that.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list, one object a row.")
+def bench(
+    bundle: Path,
+    precisions: tuple[str, ...],
+    backends: tuple[str, ...],
+    batch: int,
+    threads: int | None,
+    iterations: int,
+    warmup: int,
+    as_json: bool,
+) -> int:
+    """Time BUNDLE: by default each precision that it has, on each backend that is installed and that it suits.
+
+    What is timed is the network alone, without reading and preprocessing images. Memory is the peak of the process.
+    A combination that fails is reported on stderr, the others are still timed, and the exit code is 2.
+    """
+    failed: list[str] = []
+
+    def report(precision: str, backend: str, error: HolocronError) -> None:
+        failed.append(backend)
+        print_error(f"{precision} on {backend}: {error}".lstrip())
+
+    rows = benchmark(bundle, precisions or None, backends or None, batch, threads, iterations, warmup, on_error=report)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+    elif rows:
+        click.echo(format_table(_HEADERS, map(_cells, rows)))
+    elif not failed:
+        raise BackendError(f"{bundle} has no precision that suits a backend installed here: choose with --precision")
+    return USAGE if failed else 0
+
+
+_HEADERS = ("precision", "backend", "device", "threads", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "peak MiB")
+
+
+def _cells(row: BenchRow) -> tuple[object, ...]:
+    return (
+        row.precision,
+        row.backend,
+        row.device,
+        row.threads,
+        row.batch,
+        f"{row.p50_ms:.2f}",
+        f"{row.p90_ms:.2f}",
+        f"{row.p99_ms:.2f}",
+        f"{row.images_per_second:.1f}",
+        f"{row.peak_memory_mb:.0f}",
+    )
