@@ -259,8 +259,9 @@ def _divergence(counts: NDArray[np.int64], edges: Array) -> _Loss:
 
     def one(low: float, high: float, levels: int) -> float:
         step = (high - low) / levels
-        begin, end = np.searchsorted(edges, (low - width / 2, high + width / 2))
-        end = min(int(end), edges.size) - 1  # the bins from edge `begin` to edge `end` are inside
+        # The bins from edge `begin` to edge `end` are inside: those that the range reaches into.
+        begin = max(int(np.searchsorted(edges, low, side="right")) - 1, 0)
+        end = min(int(np.searchsorted(edges, high)), edges.size - 1)
         inside = counts[begin:end].astype(np.float64)
         occupied = np.flatnonzero(inside)
         if occupied.size == 0:
