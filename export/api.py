@@ -1,0 +1,111 @@
+"""The exporter as one Python call."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.manifest import Preprocessing
+
+from .errors import ExportError
+from .pipeline import run_export
+from .progress import Progress
+from .report import ExportResult
+from .spec import ExportSpec, Tolerances
+
+if TYPE_CHECKING:
+    from torch import nn
+
+StrPath = str | os.PathLike[str]
+
+
+def export_model(
+    model: str | os.PathLike[str] | nn.Module,
+    output: StrPath | None = None,
+    *,
+    weights: StrPath = "default",
+    num_classes: int | None = None,
+    labels: StrPath | None = None,
+    input_size: tuple[int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
+    fp16: bool = False,
+    int8: bool = False,
+    calib: StrPath | None = None,
+    calib_samples: int = 256,
+    calib_method: str = "mse",
+    eval_folder: StrPath | None = None,
+    max_batch: int = 1,
+    trt: bool = False,
+    rtx: bool = False,
+    rtx_capabilities: tuple[str, ...] = (),
+    force: bool = False,
+    seed: int = 0,
+    tolerances: Tolerances | None = None,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Export a model to a bundle, or add what is missing to a bundle. The same as `holocron-export`.
+
+    Args:
+        model: an architecture's name, an existing bundle, or a module (N, 3, H, W) to (N, K), which is put in
+            evaluation mode and reparameterized in place
+        output: the folder to write; None for the model's name in the current folder, or the bundle itself
+        weights: `"default"` (the published checkpoint), `"none"` (random), a checkpoint entry, or a file
+        num_classes: number of classes; None takes it from the labels or the weights
+        labels: a text file with one class name a line
+        input_size: height and width in pixels; None takes them from the weights or the architecture
+        preprocessing: replaces everything known about the preprocessing; a module needs it
+        fp16: also write the float16 graph
+        int8: also write the INT8 graphs of both schemes
+        calib: folder of images to calibrate on; None takes the few that come with the package
+        calib_samples: at most that many images of it
+        calib_method: `"minmax"`, `"percentile"`, `"entropy"` or `"mse"`
+        eval_folder: labelled images, a folder a class, on which the accuracy of every artefact is measured
+        max_batch: largest batch that an engine takes
+        trt: build a TensorRT engine for this machine's GPU
+        rtx: build TensorRT-RTX engines; needs no GPU
+        rtx_capabilities: compute capabilities of those, `("8.6",)` unless told
+        force: replace what exists
+        seed: of random weights and of the choice of images
+        tolerances: when an artefact counts as broken
+        progress: is told what happens, e.g. :class:`export.progress.Terminal`
+
+    Returns:
+        the bundle's folder, its manifest and warnings
+
+    Raises:
+        HolocronError: if something cannot be done as asked; nothing is left on disk then, and what was there is whole
+    """
+    is_name = isinstance(model, (str, os.PathLike))
+    if not is_name and preprocessing is None:
+        raise ExportError("exporting a module needs `preprocessing`: the module does not know how its images are made")
+    options: dict[str, Any] = {
+        "fp16": fp16,
+        "int8": int8,
+        "calib_samples": calib_samples,
+        "calib_method": calib_method,
+        "max_batch": max_batch,
+        "trt": trt,
+        "rtx": rtx,
+        "rtx_capabilities": tuple(rtx_capabilities),
+        "force": force,
+        "seed": seed,
+    }
+    spec = ExportSpec(
+        model=os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__.lower(),
+        output=_path(output),
+        weights=os.fspath(weights),
+        num_classes=num_classes,
+        labels=_path(labels),
+        input_size=input_size,
+        preprocessing=preprocessing,
+        calib=_path(calib),
+        eval_folder=_path(eval_folder),
+        tolerances=tolerances or Tolerances(),
+        **options,
+    )
+    return run_export(spec, progress, None if isinstance(model, (str, os.PathLike)) else model)
+
+
+def _path(value: StrPath | None) -> Path | None:
+    return None if value is None else Path(value)

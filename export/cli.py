@@ -1,0 +1,73 @@
+"""`holocron-export`: the command line of :func:`export.export_model`. It parses and prints, nothing else."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+from runtime.cli_errors import OneLineCommand
+
+from calib import METHODS
+
+from .pipeline import run_export
+from .progress import Silent, Terminal
+from .spec import ExportSpec
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command(cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("model")
+@click.option("-o", "--output", type=_FOLDER, help="Folder to write.  [default: the model's name; a bundle itself]")
+@click.option(
+    "--weights",
+    default="default",
+    metavar="default|none|ENTRY|FILE",
+    show_default=True,
+    help="Published checkpoint, random weights, a checkpoint entry (RepVGG_A0_Checkpoint.IMAGENETTE), or a file.",
+)
+@click.option("--num-classes", type=int, metavar="N", help="Number of classes.  [default: from labels or weights]")
+@click.option("--labels", type=_FILE, help="Text file with a class name a line.")
+@click.option("--input-size", type=int, nargs=2, metavar="H W", help="Pixels.  [default: from weights or architecture]")
+@click.option("--fp16", is_flag=True, help="Also write the float16 graph.")
+@click.option("--int8", is_flag=True, help="Also write INT8 graphs, for CPUs and for TensorRT.")
+@click.option("--calib", type=_FOLDER, help="Images to calibrate on.  [default: a few that come with the package]")
+@click.option("--calib-samples", type=int, default=256, metavar="N", show_default=True, help="At most so many of them.")
+@click.option(
+    "--calib-method", type=click.Choice(METHODS), default="mse", show_default=True, help="How ranges are chosen."
+)
+@click.option("--eval", "eval_folder", type=_FOLDER, help="Labelled images, a folder a class, to measure accuracy on.")
+@click.option("--max-batch", type=int, default=1, metavar="N", show_default=True, help="Largest batch of an engine.")
+@click.option("--trt", is_flag=True, help="Build a TensorRT engine for this machine's GPU.")
+@click.option("--rtx", is_flag=True, help="Build a TensorRT-RTX engine; needs no GPU.")
+@click.option(
+    "--rtx-capability",
+    "rtx_capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="Compute capability to build for; may be repeated.  [default: 8.6]",
+)
+@click.option("--force", is_flag=True, help="Replace what exists.")
+@click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of random weights and image choice.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+def main(as_json: bool, quiet: bool, input_size: tuple[int, int] | None, **options: Any) -> None:
+    r"""Export MODEL, an architecture's name, to a bundle; or add what is missing to MODEL, an existing bundle.
+
+    \b
+      holocron-export repvgg_a0 --int8 --calib photos/
+      holocron-export ./repvgg_a0 --trt               on the device: no torch needed
+    """
+    # What stops a service manager's job also cleans up after itself, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A command line without the option gives an empty tuple in some releases of click, None in others.
+    spec = ExportSpec(input_size=input_size or None, **options)
+    result = run_export(spec, Silent() if quiet else Terminal())
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        click.echo(f"{result.table()}\n{result.bundle}")

@@ -1,0 +1,97 @@
+"""A float32 graph in float16: weights and activations, with float32 inputs and outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from .errors import ExportError
+from .onnx_graph import GraphIndex, attribute, float_tensors, replace_nodes
+
+_LARGEST = float(np.finfo(np.float16).max)
+_FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}
+"""Inputs that stay float32 in every type of their operator: the region and the scales of Resize."""
+
+
+def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert a graph to float16. Constants, activations and the scales of Q/DQ follow; inputs and outputs do not.
+
+    Args:
+        model: a float32 model of opset 19 or later; it is not changed
+
+    Returns:
+        the converted model
+
+    Raises:
+        ExportError: if a constant does not fit float16, naming it
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    index = GraphIndex(result)
+    keep = {
+        node.input[i]
+        for node in result.graph.node
+        for i in _FLOAT_ONLY_INPUTS.get(node.op_type, ())
+        if i < len(node.input)
+    }
+    for tensor in float_tensors(result):
+        if tensor.name not in keep:
+            _convert(tensor)
+    for node in result.graph.node:
+        if node.op_type == "Cast" and attribute(node, "to") == TensorProto.FLOAT:
+            _set_type(node, "to")
+        if node.op_type == "ConstantOfShape" and (value := attribute(node, "value")) is not None:
+            _convert(value)
+            _replace_attribute(node, onnx.helper.make_attribute("value", value))
+    # Types of intermediate tensors have changed: shape inference states them anew when somebody asks.
+    del result.graph.value_info[:]
+    _cast_ends(result, index)
+    onnx.checker.check_model(result)
+    return result
+
+
+def _convert(tensor: TensorProto) -> None:
+    if tensor.data_type != TensorProto.FLOAT:
+        return
+    values = numpy_helper.to_array(tensor)
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > _LARGEST:
+        name = tensor.name or "a constant"
+        raise ExportError(f"{name} holds {largest:.3g}, float16 ends at 65504: export without --fp16")
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+
+
+def _set_type(node: onnx.NodeProto, name: str) -> None:
+    _replace_attribute(node, onnx.helper.make_attribute(name, TensorProto.FLOAT16))
+
+
+def _replace_attribute(node: onnx.NodeProto, new: onnx.AttributeProto) -> None:
+    for a in node.attribute:
+        if a.name == new.name:
+            a.CopyFrom(new)
+
+
+def _cast_ends(model: onnx.ModelProto, index: GraphIndex) -> None:
+    """Put a Cast behind every float32 input and before every float32 output."""
+    nodes = list(model.graph.node)
+    before, after = [], []
+    for value in model.graph.input:
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            inner = index.fresh(f"{value.name}_fp16")
+            _rename(nodes, value.name, inner)
+            before.append(onnx.helper.make_node("Cast", [value.name], [inner], to=TensorProto.FLOAT16))
+    for value in model.graph.output:
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            inner = index.fresh(f"{value.name}_fp16")
+            _rename(nodes, value.name, inner)
+            after.append(onnx.helper.make_node("Cast", [inner], [value.name], to=TensorProto.FLOAT))
+    replace_nodes(model, [*before, *nodes, *after])
+
+
+def _rename(nodes: list[onnx.NodeProto], old: str, new: str) -> None:
+    for node in nodes:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == old:
+                    names[i] = new

@@ -1,0 +1,129 @@
+"""Looking things up in an ONNX graph: who makes a tensor, who reads it, what is constant."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+
+class GraphIndex:
+    """Producers, consumers and constants of a graph by tensor name, as they are when this is made.
+
+    Args:
+        model: the model; it is not copied, and edits made later are not seen
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = model.graph
+        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.producers = {name: node for node in model.graph.node for name in node.output if name}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in dict.fromkeys(node.input):
+                if name:
+                    self.consumers.setdefault(name, []).append(node)
+        self.outputs = {output.name for output in model.graph.output}
+        values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+        self._shapes = {value.name: _shape(value) for value in values}
+        self._names = set(self._shapes) | set(self.initializers) | set(self.producers)
+
+    def constant(self, name: str) -> NDArray[Any] | None:
+        """The value of an initializer or of a Constant node; None if the tensor depends on the input."""
+        tensor = self.initializers.get(name)
+        if tensor is None:
+            node = self.producers.get(name)
+            if node is None or node.op_type != "Constant":
+                return None
+            tensor = attribute(node, "value")
+            if tensor is None:
+                return None
+        return numpy_helper.to_array(tensor)
+
+    def shape(self, name: str) -> tuple[int | None, ...] | None:
+        """The inferred shape of a tensor, None for a dynamic dimension; None if nothing is known of it."""
+        if name in self.initializers:
+            return tuple(self.initializers[name].dims)
+        return self._shapes.get(name)
+
+    def only_consumer(self, name: str) -> onnx.NodeProto | None:
+        """The one node that reads a tensor; None if several do, or the graph gives it out."""
+        readers = self.consumers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+    def fresh(self, name: str) -> str:
+        """A tensor name that the graph does not have yet, like the one given."""
+        candidate, n = name, 1
+        while candidate in self._names:
+            candidate, n = f"{name}_{n}", n + 1
+        self._names.add(candidate)
+        return candidate
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Value of a node's attribute, or the default."""
+    for a in node.attribute:
+        if a.name == name:
+            return onnx.helper.get_attribute_value(a)
+    return default
+
+
+def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Make these, in this order, all the nodes of the graph."""
+    kept = list(nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def replace_initializers(model: onnx.ModelProto, tensors: Iterable[onnx.TensorProto]) -> None:
+    """Make these all the initializers of the graph."""
+    kept = list(tensors)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def drop_unused_initializers(model: onnx.ModelProto) -> None:
+    """Remove the initializers that no node reads and the graph does not give out."""
+    used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+    replace_initializers(model, [t for t in model.graph.initializer if t.name in used])
+
+
+def graph_digest(model: onnx.ModelProto) -> str:
+    """SHA-256 of the computation and its weights: the same for two files that differ in metadata only."""
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def set_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> onnx.ModelProto:
+    """A copy of a model with these entries in its `metadata_props`."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    onnx.helper.set_model_props(copy, entries)
+    return copy
+
+
+def float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every float32 constant of a graph: initializers and the values of Constant nodes."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            yield tensor
+    for node in model.graph.node:
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if value is not None and value.data_type == onnx.TensorProto.FLOAT:
+            yield value
+
+
+def is_finite(tensor: onnx.TensorProto) -> bool:
+    """Whether a constant holds neither NaN nor infinity."""
+    return bool(np.isfinite(numpy_helper.to_array(tensor)).all())
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)

@@ -1,0 +1,85 @@
+"""Calibrating a float graph and quantizing it: the whole way from images to INT8 graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from calib import CalibrationCache, ImageStream, TensorRange, collect_ranges, images_digest
+from runtime.backends import open_session
+from runtime.manifest import Preprocessing
+
+from ..float16 import to_float16
+from ..onnx_graph import GraphIndex, graph_digest
+from .layers import tensors_to_observe
+from .qdq import insert_qdq
+
+_BATCH = 4
+"""Images run at once while calibrating: all activations of a batch are in memory together."""
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    images: Sequence[Path],
+    preprocessing: Preprocessing,
+    method: str,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> CalibrationCache:
+    """Measure the range of every activation that either scheme quantizes, in memory that does not grow with the images.
+
+    Args:
+        model: the float32 graph
+        images: files to run it on
+        preprocessing: how they become its input
+        method: one of :data:`calib.METHODS`
+        progress: called with the number of batches done and the number in all
+
+    Returns:
+        the ranges and what they were measured on
+
+    Raises:
+        CalibrationError: if no image can be read, or an activation is not finite
+    """
+    names = tensors_to_observe(model)
+    stream = ImageStream(images, preprocessing, batch_size=_BATCH)
+    session = open_session(add_outputs(model, names).SerializeToString(), "onnxruntime")
+    try:
+        ranges = collect_ranges(session, stream, names, method, progress)
+    finally:
+        session.close()
+    return CalibrationCache(
+        method=method,
+        model=graph_digest(model),
+        images=images_digest(images),
+        image_count=len(images) - len(stream.skipped),
+        preprocessing=preprocessing,
+        ranges=ranges,
+    )
+
+
+def quantize(model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: str) -> onnx.ModelProto:
+    """Quantize a float graph under one scheme.
+
+    Args:
+        model: the float32 graph
+        ranges: what was measured on it
+        scheme: `"cpu"`, or `"trt"`, where what is not INT8 becomes float16
+
+    Returns:
+        the quantized graph
+    """
+    quantized = insert_qdq(model, ranges, scheme)
+    return to_float16(quantized) if scheme == "trt" else quantized
+
+
+def add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of a model that also gives out these float32 tensors; its own inputs among them are left out."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    index = GraphIndex(result)
+    for name in names:
+        if name not in index.outputs and name in index.producers:
+            result.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return result

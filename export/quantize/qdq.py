@@ -1,0 +1,212 @@
+"""Inserting QuantizeLinear and DequantizeLinear into a float graph, from measured ranges, under the two schemes.
+
+============  ======================================  =============================  ===========
+scheme        activations                             weights                        bias
+============  ======================================  =============================  ===========
+`cpu`         uint8, asymmetric, inputs and outputs   int8, symmetric, per channel   int32
+`trt`         int8, symmetric, inputs only            int8, symmetric, per channel   float
+============  ======================================  =============================  ===========
+
+Scheme `cpu` lets each operator fuse with the Q/DQ around it into one integer kernel. Scheme `trt` is what TensorRT's
+parser takes; its scales are values that float16 holds exactly, so that the graph can be converted to float16 afterwards
+without moving a single rounding threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from calib import TensorRange
+
+from ..errors import QuantizationError
+from ..onnx_graph import GraphIndex, drop_unused_initializers, replace_nodes
+from .layers import WeightedLayer, quantized_tensors, range_source, weighted_layers
+
+FloatArray = NDArray[np.float32]
+
+_LARGEST_BIAS = 2.0**30
+"""Integer biases stay below this, which leaves the int32 accumulator as much room for the products."""
+_SMALLEST_HALF = float(np.finfo(np.float16).smallest_subnormal)
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """Scale and zero point of a tensor: real = (quantized − zero_point) · scale.
+
+    Attributes:
+        scale: float32, one value or one a channel.
+        zero_point: uint8 or int8, of the same shape.
+    """
+
+    scale: FloatArray
+    zero_point: NDArray[np.uint8] | NDArray[np.int8]
+
+
+def activation_params(value_range: TensorRange, scheme: str) -> QuantParams:
+    """Scale and zero point of an activation.
+
+    Args:
+        value_range: what was measured
+        scheme: `"cpu"` or `"trt"`
+
+    Returns:
+        parameters under which the real 0 is an integer, exactly
+    """
+    if scheme == "trt":
+        return QuantParams(_half_up(np.float32(value_range.symmetric / 127)), np.array(0, np.int8))
+    low, high = value_range.asymmetric
+    scale = np.float32((high - low) / 255)
+    zero_point = np.clip(np.rint(-low / scale), 0, 255).astype(np.uint8)
+    return QuantParams(np.array(scale, np.float32), np.array(zero_point, np.uint8))
+
+
+def quantize_weight(weight: FloatArray, axis: int, scheme: str, bias_floor: FloatArray | None = None) -> QuantParams:
+    """Scales of weights, symmetric and one an output channel.
+
+    Args:
+        weight: the float weights
+        axis: of the output channels
+        scheme: `"cpu"` or `"trt"`
+        bias_floor: smallest scale that each channel's bias allows, or None
+
+    Returns:
+        parameters of shape (channels,)
+    """
+    largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis), initial=0.0)
+    scale = (largest / 127).astype(np.float32)
+    if bias_floor is not None:
+        scale = np.maximum(scale, bias_floor)
+    # A channel of zeros quantizes to zeros under any scale; 1 is one that nothing overflows with.
+    scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+    if scheme == "trt":
+        scale = _half_up(scale)
+    return QuantParams(scale, np.zeros(scale.shape, np.int8))
+
+
+def insert_qdq(model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: str) -> onnx.ModelProto:
+    """Quantize a float graph.
+
+    Args:
+        model: the float32 graph; it is not changed
+        ranges: of every tensor that :func:`~export.quantize.layers.tensors_to_observe` names
+        scheme: `"cpu"` or `"trt"`
+
+    Returns:
+        the same graph with explicit Q/DQ, int8 weights, and, under `cpu`, int32 biases
+
+    Raises:
+        QuantizationError: if a range is missing, or weights are not finite
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    inserter = _Inserter(result, ranges, scheme)
+    inserter.run()
+    drop_unused_initializers(result)
+    del result.graph.value_info[:]
+    onnx.checker.check_model(result)
+    return result
+
+
+class _Inserter:
+    """One insertion: the graph under construction and what has been added to it."""
+
+    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: str) -> None:
+        self.model = model
+        self.scheme = scheme
+        self.index = GraphIndex(model)
+        self.params = {name: self._activation_params(name, ranges) for name in quantized_tensors(self.index, scheme)}
+        self.layers = {layer.node.output[0]: layer for layer in weighted_layers(self.index)}
+        self.weights: dict[tuple[str, str], tuple[str, QuantParams]] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.new_name: dict[str, str] = {}
+
+    def run(self) -> None:
+        for value in self.model.graph.input:
+            self._quantize_activation(value.name)
+        for node in list(self.model.graph.node):
+            layer = self.layers.get(node.output[0])
+            if layer is not None:
+                self._quantize_constants(layer)
+            for i, name in enumerate(node.input):
+                node.input[i] = self.new_name.get(name, name)
+            self.nodes.append(node)
+            for name in node.output:
+                self._quantize_activation(name)
+        replace_nodes(self.model, self.nodes)
+
+    def _activation_params(self, name: str, ranges: Mapping[str, TensorRange]) -> QuantParams:
+        source = range_source(name, self.index)
+        if source not in ranges:
+            raise QuantizationError(f"no range was measured for {source!r}: calibrate this very graph")
+        return activation_params(ranges[source], self.scheme)
+
+    def _quantize_activation(self, name: str) -> None:
+        """Put a Q/DQ pair behind a tensor; who reads it from now on reads the pair's result."""
+        params = self.params.get(name)
+        if params is None:
+            return
+        scale, zero_point = self._constants(name, params)
+        quantized, dequantized = self.index.fresh(f"{name}_quantized"), self.index.fresh(f"{name}_dequantized")
+        self._node("QuantizeLinear", [name, scale, zero_point], quantized)
+        self._node("DequantizeLinear", [quantized, scale, zero_point], dequantized)
+        self.new_name[name] = dequantized
+
+    def _quantize_constants(self, layer: WeightedLayer) -> None:
+        """Replace a layer's weights, and its bias under `cpu`, by integers behind a DequantizeLinear."""
+        weight = self._float_constant(layer.weight)
+        bias = None if layer.bias is None or self.scheme != "cpu" else self._float_constant(layer.bias)
+        data = self.params[layer.data]
+        floor = None if bias is None else np.abs(bias) / (data.scale * np.float32(_LARGEST_BIAS))
+        # Weights that two layers share are stored once, unless their biases ask for different scales.
+        key = (layer.weight, layer.bias or "" if floor is not None else "")
+        if key not in self.weights:
+            params = quantize_weight(weight, layer.axis, self.scheme, floor)
+            shape = [1] * weight.ndim
+            shape[layer.axis] = -1
+            integers = np.clip(np.rint(weight / params.scale.reshape(shape)), -127, 127).astype(np.int8)
+            self.weights[key] = (self._dequantized(layer.weight, integers, params, layer.axis), params)
+        layer.node.input[1], params = self.weights[key]
+        if bias is not None and layer.bias is not None:
+            scale = (data.scale * params.scale).astype(np.float32)
+            integers32 = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
+            bias_params = QuantParams(scale, np.zeros(scale.shape, np.int32))  # type: ignore[arg-type]
+            layer.node.input[2] = self._dequantized(layer.bias, integers32, bias_params, 0)
+
+    def _dequantized(self, name: str, integers: NDArray[np.generic], params: QuantParams, axis: int) -> str:
+        scale, zero_point = self._constants(name, params)
+        quantized, dequantized = self.index.fresh(f"{name}_quantized"), self.index.fresh(f"{name}_dequantized")
+        self._initializer(quantized, integers)
+        self._node("DequantizeLinear", [quantized, scale, zero_point], dequantized, axis=axis)
+        return dequantized
+
+    def _constants(self, name: str, params: QuantParams) -> tuple[str, str]:
+        scale, zero_point = self.index.fresh(f"{name}_scale"), self.index.fresh(f"{name}_zero_point")
+        self._initializer(scale, params.scale)
+        self._initializer(zero_point, params.zero_point)
+        return scale, zero_point
+
+    def _float_constant(self, name: str) -> FloatArray:
+        values = numpy_helper.to_array(self.index.initializers[name]).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise QuantizationError(f"{name} holds NaN or infinity: these weights cannot be quantized")
+        return values
+
+    def _initializer(self, name: str, values: NDArray[np.generic]) -> None:
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+
+    def _node(self, op: str, inputs: list[str], output: str, **attributes: int) -> None:
+        self.nodes.append(onnx.helper.make_node(op, inputs, [output], name=output, **attributes))
+
+
+def _half_up(scale: np.float32 | FloatArray) -> FloatArray:
+    """The smallest float16 value that is no less than a scale: rounding down would clip the largest value."""
+    values = np.asarray(scale, np.float32)
+    half = np.maximum(values, _SMALLEST_HALF).astype(np.float16)
+    short = half.astype(np.float32) < values
+    return np.where(short, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)

@@ -1,0 +1,238 @@
+"""What to export: from an architecture's name, weights and labels to a module that is ready to be traced."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holocron import models
+from holocron.models.errors import CheckpointError, DownloadError
+from runtime.manifest import Preprocessing, sha256_of
+
+from .errors import SourceError
+from .spec import ExportSpec
+
+_MAX_LABELS_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be traced.
+
+    Attributes:
+        name: of the bundle.
+        task: what its outputs mean.
+        module: in evaluation mode, reparameterized.
+        labels: one a class.
+        preprocessing: how an image becomes its input.
+        trained: False for random weights.
+        provenance: where the weights are from.
+    """
+
+    name: str
+    task: str
+    module: nn.Module
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    trained: bool
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_source(spec: ExportSpec, progress: bool = True) -> Source:
+    """Build the architecture that was asked for, with its weights, labels and preprocessing.
+
+    Args:
+        spec: what was asked for; `spec.model` is an architecture's name
+        progress: whether a download draws a progress bar
+
+    Returns:
+        the model, reparameterized
+
+    Raises:
+        SourceError: if the architecture, weights or labels do not exist, cannot be read or do not fit each other
+    """
+    info = _find(spec.model)
+    labels = read_labels(spec.labels) if spec.labels is not None else None
+    num_classes = _agree(spec.num_classes, labels)
+    torch.manual_seed(spec.seed)
+    checkpoint = _checkpoint(info, spec.weights)
+    try:
+        if checkpoint is not None:
+            fixed = {} if num_classes is None else {"num_classes": num_classes}
+            module = models.build_model(info.name, checkpoint=checkpoint, progress=progress, **fixed)
+            provenance = {"weights": checkpoint.meta.url, "weights_sha256": checkpoint.meta.sha256}
+            labels = labels or tuple(checkpoint.meta.categories)
+        elif spec.weights == "none":
+            module = models.build_model(info.name, **({} if num_classes is None else {"num_classes": num_classes}))
+            provenance = {"weights": "random", "seed": str(spec.seed)}
+        else:
+            path = Path(spec.weights)
+            module = _with_weights(info.name, models.load_state_dict(path), num_classes, path)
+            provenance = {"weights": path.name, "weights_sha256": sha256_of(path)}
+    except DownloadError as e:
+        raise SourceError(f"{e}; or export other weights with --weights FILE or --weights none") from e
+    except (CheckpointError, ValueError) as e:
+        raise SourceError(str(e)) from e
+    except OSError as e:
+        raise SourceError(f"cannot read the weights {spec.weights}: {e}") from e
+    return from_module(
+        module,
+        name=info.name,
+        task=info.task,
+        labels=labels,
+        preprocessing=spec.preprocessing or _preprocessing(info, checkpoint, spec.input_size),
+        trained=spec.weights != "none",
+        provenance={"architecture": info.name, **provenance},
+    )
+
+
+def from_module(
+    module: nn.Module,
+    name: str,
+    preprocessing: Preprocessing,
+    labels: tuple[str, ...] | None = None,
+    task: str = "classification",
+    trained: bool = True,
+    provenance: Mapping[str, Any] | None = None,
+) -> Source:
+    """Take a module as it is: put it in evaluation mode, reparameterize it, and find out how many classes it has.
+
+    Args:
+        module: (N, 3, H, W) to (N, K); it is changed in place
+        name: of the bundle
+        preprocessing: how an image becomes its input
+        labels: one a class; None numbers them
+        task: what its outputs mean
+        trained: False for random weights
+        provenance: where the weights are from
+
+    Returns:
+        the source
+
+    Raises:
+        SourceError: if the module does not run on such an input, or the labels do not match its classes
+    """
+    module = module.eval()
+    for part in [module, *module.modules()]:
+        reparametrize = getattr(part, "reparametrize", None)
+        if callable(reparametrize):
+            reparametrize()
+            break
+    classes = _count_classes(module, name, preprocessing.size)
+    if labels is not None and len(labels) != classes:
+        raise SourceError(f"there are {len(labels)} labels and {name} has {classes} classes: give one label a class")
+    names = labels or tuple(str(i) for i in range(classes))
+    return Source(name, task, module, names, preprocessing, trained, provenance or {})
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read class names, one a line, in the order of the model's outputs.
+
+    Raises:
+        SourceError: if the file cannot be read, is empty, or has an empty or repeated line
+    """
+    try:
+        if path.stat().st_size > _MAX_LABELS_BYTES:
+            raise SourceError(f"{path} is larger than {_MAX_LABELS_BYTES >> 20} MiB: a labels file has a name a line")
+        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise SourceError(f"cannot read the labels {path}: {e}") from e
+    labels = tuple(line.strip() for line in lines)
+    for number, label in enumerate(labels, 1):
+        if not label:
+            raise SourceError(f"{path} has no label in line {number}: give one class name a line")
+    label, times = Counter(labels).most_common(1)[0]
+    if times > 1:
+        raise SourceError(f"{path} has the label {label!r} {times} times: one class name a line, each once")
+    return labels
+
+
+def _find(name: str) -> models.registry.ModelInfo:
+    try:
+        return models.get_model_info(name)
+    except ValueError as e:
+        path = Path(name)
+        if path.exists():
+            raise SourceError(f"{name} is neither a bundle (it has no manifest.json) nor an architecture") from None
+        raise SourceError(str(e)) from None
+
+
+def _agree(num_classes: int | None, labels: tuple[str, ...] | None) -> int | None:
+    if num_classes is not None and labels is not None and num_classes != len(labels):
+        raise SourceError(f"--labels has {len(labels)} names, --num-classes is {num_classes}: give one label a class")
+    return num_classes if labels is None else len(labels)
+
+
+def _checkpoint(info: models.registry.ModelInfo, weights: str) -> Any:
+    """The published checkpoint that `weights` names; None if it names a file or random weights."""
+    if weights == "none":
+        return None
+    if weights == "default":
+        if info.default_checkpoint is None:
+            raise SourceError(f"no weights are published for {info.name}: give --weights FILE, or --weights none")
+        return info.default_checkpoint
+    entries: dict[str, Enum] = {} if info.checkpoints is None else dict(info.checkpoints.__members__)
+    prefix = "" if info.checkpoints is None else f"{info.checkpoints.__name__}."
+    known = [f"{prefix}{name}" for name in entries]
+    entry = entries.get(weights.removeprefix(prefix))
+    if entry is not None:
+        return entry.value
+    if not Path(weights).is_file():
+        raise SourceError(
+            f"--weights {weights}: no such file, and no published checkpoint of {info.name} "
+            f"(those are {', '.join(known) or 'none'})"
+        )
+    return None
+
+
+def _with_weights(arch: str, state_dict: dict[str, Tensor], num_classes: int | None, path: Path) -> nn.Module:
+    """Build an architecture for the weights in a file, in training form or reparameterized."""
+    if num_classes is None:
+        num_classes = _classes_of(state_dict)
+    module = models.build_model(arch, **({} if num_classes is None else {"num_classes": num_classes}))
+    reparametrize = getattr(module, "reparametrize", None)
+    if callable(reparametrize) and not any(key.endswith("running_mean") for key in state_dict):
+        module.eval()
+        reparametrize()
+    models.load_weights(module, state_dict, str(path))
+    return module
+
+
+def _classes_of(state_dict: Mapping[str, Tensor]) -> int | None:
+    """Rows of the last matrix: the classifier of every family ends in one."""
+    matrices = [tensor for tensor in state_dict.values() if tensor.ndim == 2]
+    return matrices[-1].shape[0] if matrices else None
+
+
+def _preprocessing(info: models.registry.ModelInfo, checkpoint: Any, size: tuple[int, int] | None) -> Preprocessing:
+    expected = info if checkpoint is None else checkpoint.pre_processing
+    own_size = info.input_size if checkpoint is None else tuple(checkpoint.pre_processing.input_shape[1:])
+    return Preprocessing(
+        size=size or own_size,
+        mean=expected.mean,
+        std=expected.std,
+        interpolation=str(expected.interpolation.value),
+    )
+
+
+def _count_classes(module: nn.Module, name: str, size: tuple[int, int]) -> int:
+    parameter = next(module.parameters(), None)
+    example = torch.zeros(1, 3, *size)
+    if parameter is not None:
+        example = example.to(parameter.device, parameter.dtype)
+    try:
+        with torch.no_grad():
+            out = module(example)
+    except RuntimeError as e:
+        reason = str(e).splitlines()[0]
+        raise SourceError(f"{name} does not run on images of {size[0]}×{size[1]}: {reason}") from e
+    if not isinstance(out, Tensor) or out.ndim != 2:
+        raise SourceError(f"{name} gives something other than scores (N, K): this release exports classifiers")
+    return out.shape[1]

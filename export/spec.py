@@ -1,0 +1,129 @@
+"""What was asked of the exporter, checked and frozen before any work starts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from calib import METHODS
+from runtime.manifest import Preprocessing
+
+from .errors import ExportError
+
+DEFAULT_RTX_CAPABILITIES = ("8.6",)
+"""What `--rtx` builds for unless told: Ampere consumer GPUs (RTX 30), the oldest in wide use."""
+
+_CAPABILITY = re.compile(r"\d{1,2}\.\d")
+_MAX_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How far an artefact may answer from the model it was made from before the export fails.
+
+    They catch a broken artefact, not a mediocre one: what each lost is in the manifest and in the printed table.
+
+    Attributes:
+        fp32: largest relative error ‖ours − reference‖ / ‖reference‖ of the float32 graph.
+        fp16: the same of the float16 graph.
+        int8: the same of a quantized graph.
+        int8_agreement: smallest share of images on which a quantized graph of trained weights keeps the first class.
+        int8_accuracy_drop: largest loss of accuracy of a quantized graph on labelled images; 0.1 is 10 points.
+    """
+
+    fp32: float = 1e-4
+    fp16: float = 3e-2
+    int8: float = 0.5
+    int8_agreement: float = 0.6
+    int8_accuracy_drop: float = 0.1
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """One export, as asked for on the command line or in :func:`export.export_model`.
+
+    Attributes:
+        model: an architecture's name, or the path of an existing bundle.
+        output: the folder to write; None is the model's name in the current folder, or the bundle itself.
+        weights: `"default"` (the published checkpoint), `"none"` (random), a checkpoint entry, or a file.
+        num_classes: number of classes; None takes it from the labels or the weights.
+        labels: a text file with one class name a line.
+        input_size: height and width in pixels; None takes them from the weights or the architecture.
+        preprocessing: replaces everything known about the preprocessing, the input size included.
+        fp16: also write the float16 graph.
+        int8: also write the two INT8 graphs.
+        calib: folder of images to calibrate on; None takes the small set that comes with the package.
+        calib_samples: at most that many images of it.
+        calib_method: how ranges are chosen, one of :data:`calib.METHODS`.
+        eval_folder: a folder a class of labelled images, on which every artefact's accuracy is measured.
+        max_batch: largest batch that an engine takes.
+        trt: build a TensorRT engine for this machine's GPU.
+        rtx: build a TensorRT-RTX engine; needs no GPU.
+        rtx_capabilities: compute capabilities to build TensorRT-RTX engines for.
+        force: replace what exists.
+        seed: of random weights and of the choice of images.
+        tolerances: when an artefact counts as broken.
+    """
+
+    model: str
+    output: Path | None = None
+    weights: str = "default"
+    num_classes: int | None = None
+    labels: Path | None = None
+    input_size: tuple[int, int] | None = None
+    preprocessing: Preprocessing | None = None
+    fp16: bool = False
+    int8: bool = False
+    calib: Path | None = None
+    calib_samples: int = 256
+    calib_method: str = "mse"
+    eval_folder: Path | None = None
+    max_batch: int = 1
+    trt: bool = False
+    rtx: bool = False
+    rtx_capabilities: tuple[str, ...] = ()
+    force: bool = False
+    seed: int = 0
+    tolerances: Tolerances = Tolerances()
+
+    def __post_init__(self) -> None:
+        """Refuse what no export can mean.
+
+        Raises:
+            ExportError: naming the option and the value
+        """
+        self._check_range("--num-classes", self.num_classes, 1, 1_000_000)
+        self._check_range("--calib-samples", self.calib_samples, 1, 1_000_000)
+        self._check_range("--max-batch", self.max_batch, 1, 4096)
+        self._check_range("--seed", self.seed, 0, 2**32 - 1)
+        for side in self.input_size or ():
+            self._check_range("--input-size", side, 1, _MAX_SIDE)
+        if self.calib_method not in METHODS:
+            raise ExportError(f"--calib-method {self.calib_method!r} is unknown, expected one of {', '.join(METHODS)}")
+        for folder, option in ((self.calib, "--calib"), (self.eval_folder, "--eval")):
+            if folder is not None and not folder.is_dir():
+                raise ExportError(f"{option} {folder} is not a folder")
+        if self.preprocessing is not None and self.input_size is not None:
+            raise ExportError("give the input size in `preprocessing` or as `input_size`, not in both")
+        if self.rtx_capabilities and not self.rtx:
+            raise ExportError("--rtx-capability says what --rtx builds for: add --rtx")
+        for capability in self.rtx_capabilities:
+            if not _CAPABILITY.fullmatch(capability):
+                raise ExportError(f"--rtx-capability {capability!r} is not a compute capability such as 8.6")
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Compute capabilities to build TensorRT-RTX engines for, each once."""
+        return tuple(dict.fromkeys(self.rtx_capabilities)) or DEFAULT_RTX_CAPABILITIES
+
+    @property
+    def engine_precisions(self) -> tuple[str, ...]:
+        """Precisions of the engines: those asked for, or float32 where none was."""
+        asked = tuple(p for p, wanted in (("fp16", self.fp16), ("int8", self.int8)) if wanted)
+        return asked or ("fp32",)
+
+    @staticmethod
+    def _check_range(option: str, value: int | None, lowest: int, highest: int) -> None:
+        if value is not None and not lowest <= value <= highest:
+            raise ExportError(f"{option} {value} is out of range, expected {lowest} to {highest}")
