@@ -2,6 +2,16 @@
 
 from holocron.trainer.classification import BinaryClassificationTrainer, ClassificationTrainer
 from holocron.trainer.core import Trainer
+from holocron.trainer.detection import DetectionTrainer
+from holocron.trainer.segmentation import SegmentationTrainer
 from holocron.trainer.utils import freeze_bn, freeze_model
 
-__all__ = ["BinaryClassificationTrainer", "ClassificationTrainer", "Trainer", "freeze_bn", "freeze_model"]
+__all__ = [
+    "BinaryClassificationTrainer",
+    "ClassificationTrainer",
+    "DetectionTrainer",
+    "SegmentationTrainer",
+    "Trainer",
+    "freeze_bn",
+    "freeze_model",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,25 @@ def restore_rng(state: dict[str, Any], loaders: Iterable[DataLoader[Any]], gpu: 
             "gauss": saved_numpy["gauss"],
         }
     )
+
+
+def is_same_schedule(saved: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Tell whether a training goes on with the schedule of a checkpoint, and warn if it does not.
+
+    Args:
+        saved: the arguments of the interrupted call, from the checkpoint
+        asked: the arguments of this call
+
+    Returns:
+        whether they are the same
+    """
+    differing = [
+        f"{name} ({saved.get(name)!r}, now {value!r})" for name, value in asked.items() if saved.get(name) != value
+    ]
+    if differing:
+        warnings.warn(
+            f"the loaded checkpoint is of an unfinished `fit_n_epochs` with another {', '.join(differing)}: a new "
+            "schedule is started; pass the same arguments to train the remaining epochs of the old one",
+            stacklevel=4,
+        )
+    return not differing

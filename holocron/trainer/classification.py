@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,30 +14,9 @@ from tqdm.auto import tqdm
 from holocron.trainer import distributed
 from holocron.trainer.core import Trainer
 from holocron.trainer.reporting import bars_are_shown
+from holocron.trainer.utils import mean_loss
 
 __all__ = ["BinaryClassificationTrainer", "ClassificationTrainer"]
-
-
-def mean_loss(loss_sum: float, num_finite: float, num_samples: float) -> float:
-    """Finish the validation loss, once its parts are summed over batches and processes.
-
-    Args:
-        loss_sum: sum over the samples of batches with a finite loss
-        num_finite: number of those samples
-        num_samples: number of all samples
-
-    Returns:
-        the mean loss, NaN if no batch had a finite one
-
-    Raises:
-        ValueError: if there was no sample
-    """
-    if num_samples == 0:
-        raise ValueError("val_loader is empty: there is nothing to evaluate on")
-    if num_finite == 0:
-        warnings.warn("the loss of every validation batch is NaN or infinite: val_loss is NaN", stacklevel=3)
-        return math.nan
-    return loss_sum / num_finite
 
 
 class ClassificationTrainer(Trainer):

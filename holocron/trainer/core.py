@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from holocron.trainer import distributed
-from holocron.trainer.checkpoint import capture_rng, last_checkpoint_path, restore_rng, write_checkpoint
-from holocron.trainer.param_groups import build_scheduler, reset_param_groups, user_param_groups
+from holocron.trainer.checkpoint import (
+    capture_rng,
+    is_same_schedule,
+    last_checkpoint_path,
+    restore_rng,
+    write_checkpoint,
+)
+from holocron.trainer.param_groups import build_scheduler, check_lr, reset_param_groups, user_param_groups
 from holocron.trainer.reporting import bars_are_shown, describe_metrics, plot_losses, plot_lr_search, write_line
-from holocron.trainer.utils import freeze_bn, freeze_model, move_to
+from holocron.trainer.updates import BufferGuard, NanWatch, autocast, make_scaler, trial_run, update_weights
+from holocron.trainer.utils import count_batches, freeze_bn, freeze_model, move_to
 
 __all__ = ["Trainer"]
 
@@ -118,8 +123,9 @@ class Trainer:
 
         self._user_groups = user_param_groups(optimizer)
         self._shards: dict[tuple[int, bool], tuple[DataLoader[Any], DataLoader[Any]]] = {}
-        self._nan_count = 0
+        self._nan_watch = NanWatch(nan_tolerance)
         self._fit: dict[str, Any] | None = None
+        self._between_epochs = True  # a schedule can be resumed from nowhere else
         self._rank_rng: list[dict[str, Any]] = []
         self._loaded: dict[str, Any] | None = None
 
@@ -127,7 +133,7 @@ class Trainer:
         self.set_device(distributed.join_process_group(gpu))
         distributed.broadcast(self.model.state_dict().values())
         self._forward: nn.Module = self.model
-        self._reset_scaler()
+        self.scaler = make_scaler(self.model, self.amp)
 
     def set_device(self, gpu: int | None = None) -> None:
         """Move the model and the criterion to a GPU.
@@ -195,7 +201,7 @@ class Trainer:
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "rng": self._rank_rng if distributed.world_size() > 1 else [self._capture_rng()],
-                "fit": self._fit,
+                "fit": self._fit if self._between_epochs else None,
             },
             output_file,
         )
@@ -262,8 +268,7 @@ class Trainer:
         """
         if not isinstance(num_epochs, int) or num_epochs < 1:
             raise ValueError(f"num_epochs is expected to be a positive integer, got {num_epochs!r}")
-        self._check_lr("lr", lr)
-        loaded, self._loaded = self._loaded, None
+        check_lr("lr", lr)
         asked = {
             "num_epochs": num_epochs,
             "lr": float(lr),
@@ -273,28 +278,22 @@ class Trainer:
             "scheduler_kwargs": repr(sorted(kwargs.items())),
         }
         self._prepare(lr, freeze_until, norm_weight_decay)
-        num_updates = num_epochs * math.ceil(self._num_train_batches() / self.gradient_acc)
+        num_updates = num_epochs * math.ceil(count_batches(self._loader(training=True)) / self.gradient_acc)
         self.scheduler = build_scheduler(self.optimizer, sched_type, lr, num_updates, **kwargs)
+        loaded, self._loaded = self._loaded, None
         first_epoch = self.epoch if loaded is None else self._resume(loaded, asked)
         self.start_epoch = first_epoch
         self._fit = {**asked, "first_epoch": first_epoch}
 
-        while self.epoch < first_epoch + num_epochs:
-            self._fit_epoch(first_epoch + num_epochs)
-            metrics = self.evaluate()
-            self._end_epoch(metrics)
+        last_epoch = first_epoch + num_epochs
+        while self.epoch < last_epoch:
+            self._fit_epoch(last_epoch)
+            self._end_epoch(self.evaluate(), last_epoch)
         distributed.barrier()  # the checkpoint is there, for every process
 
     def _resume(self, loaded: dict[str, Any], asked: dict[str, Any]) -> int:
         """Continue the schedule of a checkpoint, if it is the one asked for; returns the epoch it began at."""
-        differing = [name for name, value in asked.items() if loaded["fit"].get(name) != value]
-        if differing:
-            warnings.warn(
-                "the loaded checkpoint is of an unfinished `fit_n_epochs` with another value of "
-                + ", ".join(f"{name} ({loaded['fit'].get(name)!r}, now {asked[name]!r})" for name in differing)
-                + ": a new schedule is started; pass the same arguments to train its remaining epochs",
-                stacklevel=3,
-            )
+        if not is_same_schedule(loaded["fit"], asked):
             return self.epoch
         assert self.scheduler is not None
         # A copy, since optimizers go on to modify the tensors they load.
@@ -306,10 +305,10 @@ class Trainer:
             restore_rng(loaded["rng"][distributed.rank()], (self.train_loader, self.val_loader), self.gpu)
         return int(loaded["fit"]["first_epoch"])
 
-    def _end_epoch(self, metrics: dict[str, Any]) -> None:
+    def _end_epoch(self, metrics: dict[str, Any], last_epoch: int) -> None:
         val_loss = metrics["val_loss"]
         improved = val_loss is not None and val_loss < self.min_loss
-        write_line(f"Epoch {self.epoch}/{self._end_of_fit()} - {describe_metrics(metrics)}")
+        write_line(f"Epoch {self.epoch}/{last_epoch} - {describe_metrics(metrics)}")
         if distributed.world_size() > 1:
             self._rank_rng = distributed.gather_over_ranks(self._capture_rng())
         if improved:
@@ -320,10 +319,6 @@ class Trainer:
             self.save(os.fspath(last_checkpoint_path(self.output_file)))
         if self.on_epoch_end is not None and distributed.rank() == 0:
             self.on_epoch_end(metrics)
-
-    def _end_of_fit(self) -> int:
-        assert self._fit is not None
-        return int(self._fit["first_epoch"] + self._fit["num_epochs"])
 
     def _capture_rng(self) -> dict[str, Any]:
         return capture_rng((self.train_loader, self.val_loader), self.gpu)
@@ -336,24 +331,6 @@ class Trainer:
             self._shards[key] = (loader, distributed.shard_loader(loader, training))
         return self._shards[key][1]
 
-    def _num_train_batches(self) -> int:
-        try:
-            num_batches = len(self._loader(training=True))
-        except TypeError as error:
-            raise ValueError("train_loader has no length, which the schedule of the learning rate needs") from error
-        if num_batches == 0:
-            raise ValueError("train_loader is empty: its dataset has fewer samples than a batch, or none")
-        return num_batches
-
-    @staticmethod
-    def _check_lr(name: str, lr: float) -> None:
-        if not 0 < lr < math.inf:
-            raise ValueError(f"{name} is expected to be a positive learning rate, got {lr!r}")
-
-    def _reset_scaler(self) -> None:
-        on_gpu = next((param.is_cuda for param in self.model.parameters()), False)
-        self.scaler = GradScaler("cuda", enabled=self.amp and on_gpu)
-
     def _reset_opt(self, lr: float, norm_weight_decay: float | None = None) -> None:
         reset_param_groups(self.optimizer, self.model, self._user_groups, lr, norm_weight_decay)
 
@@ -362,21 +339,15 @@ class Trainer:
         freeze_model(self.model.train(), freeze_until)
         self._reset_opt(lr, norm_weight_decay)
         self.optimizer.zero_grad(set_to_none=True)
-        self._reset_scaler()
-        self._nan_count = 0
+        self.scaler = make_scaler(self.model, self.amp)
+        self._nan_watch = NanWatch(self.nan_tolerance)
         self._forward = self.model  # lets go of the previous wrapper before there is a new one
         self._forward = distributed.wrap_model(self.model, self.gpu)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if not self.amp:
-            return nullcontext()
-        device = next(self.model.parameters()).device.type
-        return torch.autocast(device, dtype=torch.float16 if device == "cuda" else torch.bfloat16)
 
     def _get_loss(self, x: Tensor, target: Target, return_logits: bool = False) -> Any:
         """Compute the loss of a batch, and return it or the couple of the loss and the output."""
         forward = self._forward if self.model.training else self.model
-        with self._autocast():
+        with autocast(self.model, self.amp):
             out = forward(x)
         if self.amp:
             out = out.float()
@@ -397,88 +368,49 @@ class Trainer:
             loss, out = self._get_loss(x, target, return_logits=True)
             yield x, target, loss.item(), out
 
-    def _update(self, rescale: float = 1.0) -> bool:
-        """Update the weights with the gradients at hand; returns whether the scaler found them finite."""
-        if rescale != 1.0 or self.grad_clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            params = [param for group in self.optimizer.param_groups for param in group["params"]]
-            for param in params:
-                if param.grad is not None and rescale != 1.0:
-                    param.grad.mul_(rescale)
-            if self.grad_clip is not None:
-                nn.utils.clip_grad_norm_(params, self.grad_clip)
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return self.scaler.get_scale() >= scale
-
     def _fit_epoch(self, last_epoch: int) -> None:
+        self._between_epochs = False
         self.model.train()
         freeze_bn(self.model)
         loader = self._loader(training=True)
-        num_batches = len(loader)
         distributed.announce_epoch(loader, self.epoch)
-        buffers = list(self.model.buffers()) if self.skip_nan_loss else []
-        intact = [buffer.clone() for buffer in buffers]
-
-        accumulated = 0
+        guard = BufferGuard(self.model, enabled=self.skip_nan_loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        num_batches, num_usable = len(loader), 0
         bar = tqdm(loader, desc=f"Epoch {self.epoch + 1}/{last_epoch}", leave=False, disable=not bars_are_shown())
         for index, (x, target) in enumerate(bar):
-            x, target = self.to_cuda(x, target)
+            # The batches of one update: `position` is this one's among them.
             position = index % self.gradient_acc
-            group = max(position + 1, min(self.gradient_acc, num_batches - index + position))
-            complete = position + 1 == group
+            group = min(self.gradient_acc, num_batches - index + position)
+            complete = position == group - 1
             with nullcontext() if complete else distributed.without_sync(self._forward):
-                loss = self._get_loss(x, target)
+                loss = self._get_loss(*self.to_cuda(x, target))
                 value = loss.item()
-                usable = self._check_finite(value) or not self.skip_nan_loss
+                usable = self._nan_watch.is_finite(value) or not self.skip_nan_loss
                 if usable:
                     self.scaler.scale(loss / group).backward()
-                    accumulated += 1
-            # Statistics that have seen a NaN stay NaN: a batch left out must not leave them behind.
-            for buffer, copy in zip(buffers, intact, strict=True):
-                (copy if usable else buffer).copy_(buffer if usable else copy)
-            if complete and accumulated:
-                if not usable and distributed.world_size() > 1:
+            guard.after_batch(usable)
+            num_usable += usable
+            if complete and num_usable:
+                if not usable and distributed.world_size() > 1:  # the backward pass that averages did not happen
                     distributed.average_gradients(param for param in self.model.parameters() if param.requires_grad)
-                if self._update(group / accumulated) and self.scheduler is not None:
+                updated = update_weights(self.optimizer, self.scaler, self.grad_clip, rescale=group / num_usable)
+                if updated and self.scheduler is not None:
                     self.scheduler.step()
-                accumulated = 0
+            if complete:
+                num_usable = 0
             self.step += 1
             bar.set_postfix_str(f"loss {value:.4}", refresh=False)
         self.epoch += 1
         distributed.broadcast(self.model.buffers())
-
-    def _check_finite(self, value: float) -> bool:
-        """Say whether the loss is finite in every process, and stop after too many that are not."""
-        finite = distributed.sum_over_ranks([float(not math.isfinite(value))])[0] == 0
-        self._nan_count = 0 if finite else self._nan_count + 1
-        if self._nan_count > self.nan_tolerance:
-            raise ValueError(
-                f"loss value has been NaN or infinite for {self._nan_count} consecutive batches, more than "
-                f"nan_tolerance={self.nan_tolerance}; check the data, or lower the learning rate"
-            )
-        return finite
-
-    @contextmanager
-    def _weights_put_back(self) -> Iterator[None]:
-        """Undo what a trial run does to the model and the optimizer."""
-        saved = {name: value.clone() for name, value in self.model.state_dict().items()}
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(saved)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.optimizer.state.clear()
-            self._forward = self.model
+        self._between_epochs = True
 
     def _trial_step(self, x: Tensor, target: Target) -> float:
         loss = self._get_loss(x, target)
         value = distributed.sum_over_ranks([loss.item()])[0] / distributed.world_size()
         if math.isfinite(value):
             self.scaler.scale(loss).backward()
-            self._update()
+            update_weights(self.optimizer, self.scaler, self.grad_clip)
         return value
 
     def find_lr(
@@ -505,19 +437,19 @@ class Trainer:
             ValueError: if `num_it` is below 2 or above the number of batches, the rates do not increase from above 0,
                 or the first loss is NaN or infinite
         """
-        if not isinstance(num_it, int) or not 2 <= num_it <= self._num_train_batches():
+        num_batches = count_batches(self._loader(training=True))
+        if not isinstance(num_it, int) or not 2 <= num_it <= num_batches:
             raise ValueError(
-                f"the value of `num_it` needs to be from 2 to the number of available batches "
-                f"({self._num_train_batches()}), got {num_it!r}"
+                f"num_it is expected to be from 2 to the number of available batches ({num_batches}), got {num_it!r}"
             )
-        self._check_lr("start_lr", start_lr)
-        self._check_lr("end_lr", end_lr)
+        check_lr("start_lr", start_lr)
+        check_lr("end_lr", end_lr)
         if end_lr <= start_lr:
             raise ValueError(f"end_lr is expected to be above start_lr, got {end_lr!r} and {start_lr!r}")
         self._prepare(start_lr, freeze_until, norm_weight_decay)
         growth = (end_lr / start_lr) ** (1 / (num_it - 1))
         self.lr_recorder, self.loss_recorder = [], []
-        with self._weights_put_back():
+        with trial_run(self.model, self.optimizer):
             for index, (x, target) in zip(range(num_it), self._loader(training=True), strict=False):
                 lr = start_lr * growth**index
                 for param_group in self.optimizer.param_groups:
@@ -574,11 +506,11 @@ class Trainer:
         """
         if not isinstance(num_it, int) or num_it < 1:
             raise ValueError(f"num_it is expected to be a positive integer, got {num_it!r}")
-        self._check_lr("lr", lr)
-        self._num_train_batches()
+        check_lr("lr", lr)
+        count_batches(self._loader(training=True))
         self._prepare(lr, freeze_until, norm_weight_decay)
         losses: list[float] = []
-        with self._weights_put_back():
+        with trial_run(self.model, self.optimizer):
             batch = self.to_cuda(*next(iter(self._loader(training=True))))
             for _ in range(num_it):
                 losses.append(self._trial_step(*batch))

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
+from holocron.optim.wrapper import Lookahead, Scout
 from holocron.trainer.utils import split_normalization
 
 # What learning rate schedulers leave in a group, and the names of its parameters, which change with freezing.
 _NOT_KEPT = {"lr", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "param_names"}
-
-
-def scheduled_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Find the optimizer whose learning rate counts: the base one, where `optimizer` wraps another.
-
-    Args:
-        optimizer: an optimizer, or a wrapper with a `base_optimizer`
-
-    Returns:
-        the optimizer to schedule
-    """
-    base = getattr(optimizer, "base_optimizer", optimizer)
-    assert isinstance(base, Optimizer)
-    return base
 
 
 def user_param_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -39,7 +27,7 @@ def user_param_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     """
     return [
         {**{name: value for name, value in group.items() if name not in _NOT_KEPT}, "params": list(group["params"])}
-        for group in scheduled_optimizer(optimizer).param_groups
+        for group in optimizer.param_groups
     ]
 
 
@@ -65,12 +53,11 @@ def reset_param_groups(
     Raises:
         ValueError: if nothing is left to train, or the optimizer has no weight decay to set
     """
-    base = scheduled_optimizer(optimizer)
     if norm_weight_decay is not None and not norm_weight_decay >= 0:
         raise ValueError(f"norm_weight_decay is expected to be non-negative or None, got {norm_weight_decay!r}")
-    if norm_weight_decay is not None and "weight_decay" not in base.defaults:
+    if norm_weight_decay is not None and "weight_decay" not in optimizer.defaults:
         raise ValueError(
-            f"norm_weight_decay={norm_weight_decay!r} was given, but {type(base).__name__} has no weight_decay"
+            f"norm_weight_decay={norm_weight_decay!r} was given, but {type(optimizer).__name__} has no weight_decay"
         )
     grouped = {id(param) for group in groups for param in group["params"]}
     ungrouped = [param for param in model.parameters() if id(param) not in grouped]
@@ -88,11 +75,27 @@ def reset_param_groups(
     if not new_groups:
         raise ValueError("no parameter is left to train: the model has none, or all of its layers are frozen")
 
-    for stale in {id(opt): opt for opt in (base, optimizer)}.values():
-        stale.param_groups.clear()
-        stale.state.clear()
+    optimizer.param_groups.clear()
+    optimizer.state.clear()
+    if isinstance(optimizer, (Lookahead, Scout)):
+        optimizer.base_optimizer.state.clear()
+        optimizer.fast_steps = 0
     for group in new_groups:
         optimizer.add_param_group(group)
+
+
+def check_lr(name: str, lr: float) -> None:
+    """Refuse what cannot be a learning rate.
+
+    Args:
+        name: name of the argument
+        lr: its value
+
+    Raises:
+        ValueError: if it is not positive and finite
+    """
+    if not 0 < lr < math.inf:
+        raise ValueError(f"{name} is expected to be a positive learning rate, got {lr!r}")
 
 
 def build_scheduler(optimizer: Optimizer, sched_type: str, lr: float, num_updates: int, **kwargs: Any) -> LRScheduler:
@@ -111,11 +114,10 @@ def build_scheduler(optimizer: Optimizer, sched_type: str, lr: float, num_update
     Raises:
         ValueError: if `sched_type` is neither of the two
     """
-    base = scheduled_optimizer(optimizer)
     if sched_type == "onecycle":
         # OneCycleLR refuses to cycle the momentum of an optimizer that has none.
-        cycle_momentum = "momentum" in base.defaults or "betas" in base.defaults
-        return OneCycleLR(base, max_lr=lr, total_steps=num_updates, **{"cycle_momentum": cycle_momentum, **kwargs})
+        cycle_momentum = "momentum" in optimizer.defaults or "betas" in optimizer.defaults
+        return OneCycleLR(optimizer, max_lr=lr, total_steps=num_updates, **{"cycle_momentum": cycle_momentum, **kwargs})
     if sched_type == "cosine":
-        return CosineAnnealingLR(base, T_max=num_updates, **kwargs)
+        return CosineAnnealingLR(optimizer, T_max=num_updates, **kwargs)
     raise ValueError(f"sched_type is expected to be 'onecycle' or 'cosine', got {sched_type!r}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.utils.data import DataLoader
 
 __all__ = ["freeze_bn", "freeze_model"]
 
@@ -147,3 +150,46 @@ def move_to(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(move_to(item, device) for item in value)
     return value
+
+
+def count_batches(train_loader: DataLoader[Any]) -> int:
+    """Count the batches of an epoch.
+
+    Args:
+        train_loader: the training loader
+
+    Returns:
+        their number
+
+    Raises:
+        ValueError: if the loader does not know, or has none
+    """
+    try:
+        num_batches = len(train_loader)
+    except TypeError as error:
+        raise ValueError("train_loader has no length, which the schedule of the learning rate needs") from error
+    if num_batches == 0:
+        raise ValueError("train_loader is empty: its dataset has fewer samples than a batch, or none")
+    return num_batches
+
+
+def mean_loss(loss_sum: float, num_finite: float, num_samples: float) -> float:
+    """Finish the validation loss, once its parts are summed over batches and processes.
+
+    Args:
+        loss_sum: sum over the samples of batches with a finite loss
+        num_finite: number of those samples
+        num_samples: number of all samples
+
+    Returns:
+        the mean loss, NaN if no batch had a finite one
+
+    Raises:
+        ValueError: if there was no sample
+    """
+    if num_samples == 0:
+        raise ValueError("val_loader is empty: there is nothing to evaluate on")
+    if num_finite == 0:
+        warnings.warn("the loss of every validation batch is NaN or infinite: val_loss is NaN", stacklevel=3)
+        return math.nan
+    return loss_sum / num_finite
