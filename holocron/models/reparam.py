@@ -19,8 +19,6 @@ __all__ = [
     "ReparametrizableBlock",
     "fuse_branches",
     "fuse_conv_bn",
-    "identity_kernel",
-    "pad_kernel",
     "reparametrize",
 ]
 
@@ -94,50 +92,19 @@ def _conv_affine(conv: nn.Conv2d, bn: nn.BatchNorm2d | None) -> tuple[Tensor, Te
     return weight * scale[:, None, None, None], bias * scale + shift
 
 
-def identity_kernel(
-    channels: int, groups: int = 1, kernel_size: tuple[int, int] = (1, 1), device: torch.device | None = None
-) -> Tensor:
-    """Kernel (float64) of the convolution that returns its input.
-
-    Args:
-        channels: number of input and output channels C.
-        groups: number of groups G of the convolution.
-        kernel_size: height and width of the kernel, both odd.
-        device: where the kernel is created.
-
-    Returns:
-        tensor of shape (C, C / G, kernel height, kernel width)
-
-    Raises:
-        ValueError: if C is not a multiple of G.
-    """
-    if groups < 1 or channels % groups:
-        raise ValueError(f"{channels} channels cannot be split into {groups} groups")
-    width = channels // groups
-    kernel = torch.zeros(channels, width, 1, 1, dtype=torch.float64, device=device)
-    index = torch.arange(channels, device=device)
-    kernel[index, index % width] = 1.0
-    return pad_kernel(kernel, kernel_size)
-
-
-def pad_kernel(weight: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """Surround a kernel with zeros until it has the given size, its centre staying the centre.
-
-    Args:
-        weight: kernel of shape (C_out, C_in / groups, kH, kW).
-        kernel_size: the height and width wanted.
-
-    Returns:
-        tensor of shape (C_out, C_in / groups, *kernel_size)
-
-    Raises:
-        ValueError: if the kernel is larger than asked, or has no centre to keep.
-    """
-    gaps = [want - have for want, have in zip(kernel_size, weight.shape[2:], strict=True)]
+def _centre(weight: Tensor, kernel_size: tuple[int, ...]) -> Tensor:
+    """View of the middle of a kernel (C_out, C_in / groups, kH, kW) that a kernel of the given size is added to."""
+    gaps = [have - want for have, want in zip(weight.shape[2:], kernel_size, strict=True)]
     if any(gap < 0 or gap % 2 for gap in gaps):
-        raise ValueError(f"a kernel of {tuple(weight.shape[2:])} cannot be centred in one of {tuple(kernel_size)}")
-    vertical, horizontal = gaps[0] // 2, gaps[1] // 2
-    return nn.functional.pad(weight, [horizontal, horizontal, vertical, vertical])
+        raise ValueError(f"a kernel of {tuple(kernel_size)} cannot be centred in one of {tuple(weight.shape[2:])}")
+    top, left = gaps[0] // 2, gaps[1] // 2
+    return weight[:, :, top : top + kernel_size[0], left : left + kernel_size[1]]
+
+
+def _add_identity(weight: Tensor, scale: Tensor) -> None:
+    """Add to a kernel (C, C / groups, kH, kW) the map that multiplies channel c of its input by ``scale[c]``."""
+    index = torch.arange(weight.shape[0], device=weight.device)
+    _centre(weight, (1, 1))[index, index % weight.shape[1], 0, 0] += scale
 
 
 def _split_branch(branch: nn.Module) -> tuple[nn.Conv2d | None, nn.BatchNorm2d | None]:
@@ -209,20 +176,19 @@ def fuse_branches(branches: Iterable[nn.Module]) -> nn.Conv2d:
     if not convs:
         raise ValueError("cannot fold a sum of branches none of which has a convolution")
     largest = max(convs, key=lambda conv: conv.kernel_size[0] * conv.kernel_size[1])
-    size = (largest.kernel_size[0], largest.kernel_size[1])
-
     weight = torch.zeros_like(_double(largest.weight))
     bias = weight.new_zeros(largest.out_channels)
     for conv, bn in parts:
         if conv is not None:
             _check_aligned(conv, largest)
             branch_weight, branch_bias = _conv_affine(conv, bn)
-            weight += pad_kernel(branch_weight, size)
+            centre = _centre(weight, conv.kernel_size)
+            centre += branch_weight
             bias += branch_bias
         elif bn is not None:
             _check_identity_fits(bn, largest)
             scale, shift = _bn_scale_shift(bn)
-            weight += identity_kernel(bn.num_features, largest.groups, size, weight.device) * scale[:, None, None, None]
+            _add_identity(weight, scale)
             bias += shift
     requires_grad = any(parameter.requires_grad for module in modules for parameter in module.parameters())
     return _conv_like(largest, weight, bias, requires_grad)
