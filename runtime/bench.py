@@ -22,6 +22,7 @@ from .backends import BACKENDS, available_backends, check_threads, unavailable
 from .errors import BackendError, HolocronError
 from .manifest import DTYPES, Manifest, TensorSpec, read_manifest
 
+# The same sys.path, so that the same packages are found; -c, so that the caller's script is not run again.
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from runtime.bench import _main; _main(sys.argv[2])"
 
 ErrorCallback = Callable[[str, str, HolocronError], None]
@@ -134,9 +135,8 @@ def _combinations(
     if not path.is_dir():
         return [(None, name) for name in names]  # a lone file is of one precision
     has = {a.variant for a in read_manifest(path).artefacts if a.kind == "onnx"}
-    return [
-        (v, name) for name in names for v in ("fp32", "fp16", "int8.cpu", "int8.trt") if v in has and _suits(v, name)
-    ]
+    variants = [v for v in ("fp32", "fp16", "int8.cpu", "int8.trt") if v in has]
+    return [(v, name) for name in names for v in variants if _suits(v, name)]
 
 
 def _suits(variant: str, backend: str) -> bool:
@@ -144,11 +144,7 @@ def _suits(variant: str, backend: str) -> bool:
 
 
 def _measure_in_subprocess(request: dict[str, Any]) -> BenchRow:
-    # The same sys.path, so that the same packages are found; -c, so that the caller's script is not run again.
-    code = (
-        "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from runtime.bench import _main; _main(sys.argv[2])"
-    )
-    command = [sys.executable, "-c", code, json.dumps(sys.path), json.dumps(request)]
+    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603
     lines = done.stdout.splitlines()
     try:

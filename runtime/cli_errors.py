@@ -22,8 +22,8 @@ def one_line_errors() -> Iterator[None]:
     """Turn the errors that a user can act on into `error: …` on stderr and an exit.
 
     A :class:`~runtime.errors.HolocronError`, a wrong option, an error of the file system (a full disk, say) and
-    exhausted memory exit with 2; an interrupt with 130; a pipe that its reader closed, quietly, with 141. Anything else is a
-    mistake of ours and keeps its traceback.
+    exhausted memory exit with 2; an interrupt with 130; a pipe that its reader closed, quietly, with 141. Anything else
+    is a mistake of ours and keeps its traceback.
 
     Raises:
         SystemExit: with that exit code

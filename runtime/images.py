@@ -84,7 +84,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         folders[:] = [f for f in folders if not f.startswith(".")]
         for file in files:
             path = Path(root, file)
-            if path.suffix.lower() in IMAGE_EXTENSIONS and not file.startswith("."):
+            if path.suffix.lower() in IMAGE_EXTENSIONS and not file.startswith(".") and path.is_file():
                 yield path
 
 

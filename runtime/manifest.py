@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
+import reprlib
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,8 @@ DTYPES = ("float32", "float16", "uint8", "int32", "int64", "float64", "int8", "b
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
 _MAX_PIXELS_A_SIDE = 2**15
+_MAX_NUMBER = 1e30  # far inside float32, which numbers of the preprocessing become
+_MIN_STD = 1e-12
 _HEX = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
 
@@ -195,7 +198,7 @@ class Manifest:
             BundleError: if it is not a manifest of this version, with what is wrong
         """
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
+            data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
         except (ValueError, RecursionError) as e:
             raise BundleError(f"{where} is not JSON ({e}): export the model again") from e
         return _Parser(where).manifest(data)
@@ -215,7 +218,10 @@ def read_manifest(bundle: Path) -> Manifest:
     """
     path = bundle / MANIFEST_NAME
     try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path} is not a file")
+        if status.st_size > _MAX_MANIFEST_BYTES:
             raise BundleError(f"{path} is larger than {_MAX_MANIFEST_BYTES >> 20} MiB: this is not a manifest")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -244,7 +250,10 @@ def artefact_path(bundle: Path, artefact: Artefact, check_hash: bool = True) -> 
         resolved = path.resolve(strict=True)
         if bundle.resolve() not in resolved.parents:
             raise BundleError(f"{artefact.file!r} leads out of the bundle {bundle}: refused")
-        size = resolved.stat().st_size
+        status = resolved.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path}, which the manifest names, is not a file")
+        size = status.st_size
         if size != artefact.size:
             raise BundleError(
                 f"{path} has {size} bytes where the manifest says {artefact.size}: it was cut off or changed; "
@@ -255,7 +264,7 @@ def artefact_path(bundle: Path, artefact: Artefact, check_hash: bool = True) -> 
                 f"{path} does not have the SHA-256 that the manifest says: it was changed; copy the bundle again or "
                 "export it again"
             )
-    except (OSError, RuntimeError) as e:  # RuntimeError: a loop of links, before Python 3.13
+    except (OSError, RuntimeError, ValueError) as e:  # RuntimeError: a loop of links, before Python 3.13
         raise BundleError(f"cannot read {path}, which the manifest names: {e}") from e
     return resolved
 
@@ -273,6 +282,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Readers differ in which of two equal keys they take: what one checks, another would not open.
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return data
+
+
 class _Parser:
     """Turns decoded JSON into a :class:`Manifest`, naming the place of whatever is wrong."""
 
@@ -286,9 +303,9 @@ class _Parser:
         if not isinstance(data, dict):
             raise self.fail("the top level", f"is {_kind(data)}, expected an object")
         version = data.get("schema_version")
-        if version != SCHEMA_VERSION or isinstance(version, bool):
+        if not isinstance(version, int) or isinstance(version, bool) or version != SCHEMA_VERSION:
             raise BundleError(
-                f"{self.where} has schema version {version!r}, this release reads version {SCHEMA_VERSION}: "
+                f"{self.where} has schema version {_short(version)}, this release reads version {SCHEMA_VERSION}: "
                 "update holocron-edge, or export the model again with this one"
             )
         data = {k: v for k, v in data.items() if k != "schema_version"}
@@ -315,7 +332,7 @@ class _Parser:
         needed = {f.name for f in fields(of) if not _has_default(f)}
         unknown, missing = sorted(set(data) - known), sorted(needed - set(data))
         if unknown:
-            raise self.fail(place, f"has the unknown key {unknown[0]!r}")
+            raise self.fail(place, f"has the unknown key {_short(unknown[0])}")
         if missing:
             raise self.fail(place, f"lacks the key {missing[0]!r}")
 
@@ -332,21 +349,24 @@ class _Parser:
     def text(self, value: Any, place: str) -> str:
         if not isinstance(value, str):
             raise self.fail(place, f"is {_kind(value)}, expected a string")
+        if any("\ud800" <= c <= "\udfff" for c in value):
+            raise self.fail(place, f"is {_short(value)}, which is not Unicode text")
         return value
 
     def choice(self, value: Any, place: str, choices: tuple[str, ...]) -> str:
         if value not in choices or not isinstance(value, str):
-            raise self.fail(place, f"is {value!r}, expected one of {', '.join(choices)}")
+            raise self.fail(place, f"is {_short(value)}, expected one of {', '.join(choices)}")
         return value
 
     def integer(self, value: Any, place: str, lowest: int, highest: int) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-            raise self.fail(place, f"is {value!r}, expected an integer from {lowest} to {highest}")
+            raise self.fail(place, f"is {_short(value)}, expected an integer from {lowest} to {highest}")
         return value
 
     def number(self, value: Any, place: str) -> float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise self.fail(place, f"is {value!r}, expected a finite number")
+        # Compared, not converted: math.isfinite overflows on an integer of 400 digits.
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= _MAX_NUMBER:
+            raise self.fail(place, f"is {_short(value)}, expected a finite number")
         return float(value)
 
     def tensor(self, value: Any, place: str) -> TensorSpec:
@@ -369,8 +389,8 @@ class _Parser:
         std = self.sequence(data["std"], f"{place}.std", self.number)
         if len(size) != 2 or len(mean) != 3 or len(std) != 3:
             raise self.fail(place, "needs 2 values in size and 3 each in mean and std")
-        if any(s <= 0 for s in std):
-            raise self.fail(f"{place}.std", f"is {list(std)}, expected positive numbers")
+        if any(s < _MIN_STD for s in std):
+            raise self.fail(f"{place}.std", f"is {list(std)}, expected positive numbers, {_MIN_STD} at least")
         return Preprocessing(
             size=(size[0], size[1]),
             mean=(mean[0], mean[1], mean[2]),
@@ -386,10 +406,12 @@ class _Parser:
         precision = self.choice(data["precision"], f"{place}.precision", PRECISIONS)
         scheme = data.get("scheme")
         if (scheme is not None) != (precision == "int8"):
-            raise self.fail(f"{place}.scheme", f"is {scheme!r} with precision {precision}: int8 has one, others none")
+            raise self.fail(
+                f"{place}.scheme", f"is {_short(scheme)} with precision {precision}: int8 has one, others none"
+            )
         digest = self.text(data["sha256"], f"{place}.sha256")
         if not _HEX.fullmatch(digest):
-            raise self.fail(f"{place}.sha256", f"is {digest!r}, expected 64 lower-case hexadecimal digits")
+            raise self.fail(f"{place}.sha256", f"is {_short(digest)}, expected 64 lower-case hexadecimal digits")
         engine, verification = data.get("engine"), data.get("verification")
         kind = self.choice(data["kind"], f"{place}.kind", KINDS)
         if (engine is not None) != (kind == "engine"):
@@ -410,7 +432,7 @@ class _Parser:
         path = PurePosixPath(text)
         inside = text and not path.is_absolute() and ".." not in path.parts and "\\" not in text and "\0" not in text
         if not inside or ":" in text or path == PurePosixPath("."):
-            raise self.fail(place, f"is {text!r}, expected a relative path inside the bundle")
+            raise self.fail(place, f"is {_short(text)}, expected a relative path inside the bundle")
         return text
 
     def engine(self, value: Any, place: str) -> EngineInfo:
@@ -446,6 +468,10 @@ def _has_default(f: Any) -> bool:
     from dataclasses import MISSING
 
     return f.default is not MISSING or f.default_factory is not MISSING
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)  # an error stays one line, whatever a hostile manifest holds
 
 
 def _kind(value: Any) -> str:

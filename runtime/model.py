@@ -226,7 +226,11 @@ def load(
 
 
 def _open(path: Path) -> _Source:
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as e:
+        raise BundleError(f"cannot read {path}: {e.strerror or e}") from e
+    if is_folder:
         manifest = read_manifest(path)
         artefacts: dict[str, Artefact | None] = {}
         for artefact in manifest.artefacts:
@@ -235,8 +239,8 @@ def _open(path: Path) -> _Source:
         if not artefacts:
             raise BundleError(f"{path} has no ONNX file: export the model again")
         return _Source(path, manifest, artefacts)
-    if not path.exists():
-        raise BundleError(f"{path} does not exist: expected a bundle's folder or an ONNX file")
+    if not is_file:
+        raise BundleError(f"{path} is not there: expected a bundle's folder or an ONNX file")
     metadata = read_metadata(path)
     if METADATA_KEY not in metadata:
         raise BundleError(
@@ -290,7 +294,7 @@ def _variant(source: _Source, wanted: str | None, backend: str) -> str:
 
 def _check_network(manifest: Manifest, session: Session) -> int | None:
     """Check that the network is the one that the manifest describes; return its batch if that is fixed."""
-    if len(manifest.inputs) != 1 or len(manifest.outputs) != 1 or len(session.inputs) != 1:
+    if {len(manifest.inputs), len(manifest.outputs), len(session.inputs), len(session.outputs)} != {1}:
         raise BundleError(f"{manifest.name}: a classifier has one input and one output; export the model again")
     for said, found in ((manifest.inputs[0], session.inputs[0]), (manifest.outputs[0], session.outputs[0])):
         if (said.name, said.dtype) != (found.name, found.dtype):
@@ -298,14 +302,15 @@ def _check_network(manifest: Manifest, session: Session) -> int | None:
                 f"{manifest.name}: the manifest says {said.name!r} of {said.dtype}, the network has {found.name!r} of "
                 f"{found.dtype}; export the model again"
             )
-    shape, classes = session.inputs[0].shape, session.outputs[0].shape[-1]
+    shape, classes = session.inputs[0].shape, session.outputs[0].shape[-1:]
     fed = (3, *manifest.preprocessing.size)
     if len(shape) != 4 or any(isinstance(s, int) and s != f for s, f in zip(shape[1:], fed, strict=True)):
         raise BundleError(
             f"{manifest.name}: the network takes {shape}, preprocessing gives {fed}; export the model again"
         )
-    if isinstance(classes, int) and classes != len(manifest.labels):
+    if len(session.outputs[0].shape) != 2 or (isinstance(classes[0], int) and classes[0] != len(manifest.labels)):
         raise BundleError(
-            f"{manifest.name}: {len(manifest.labels)} labels for a network of {classes} classes; export the model again"
+            f"{manifest.name}: {len(manifest.labels)} labels do not fit a network that answers "
+            f"{session.outputs[0].shape}; export the model again"
         )
     return shape[0] if isinstance(shape[0], int) else None
