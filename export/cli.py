@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from runtime.cli_errors import OneLineCommand
 
 from calib import METHODS
+from runtime.cli_errors import OneLineCommand
 
 from .pipeline import run_export
 from .progress import Silent, Terminal
@@ -56,12 +56,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def main(as_json: bool, quiet: bool, input_size: tuple[int, int] | None, **options: Any) -> None:
-    r"""Export MODEL, an architecture's name, to a bundle; or add what is missing to MODEL, an existing bundle.
+    """Export MODEL, an architecture's name, to a bundle; or add what is missing to MODEL, an existing bundle.
 
     \b
       holocron-export repvgg_a0 --int8 --calib photos/
       holocron-export ./repvgg_a0 --trt               on the device: no torch needed
-    """
+    """  # noqa: D301 (click reads the \b itself: keep these lines as they are)
     # What stops a service manager's job also cleans up after itself, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A command line without the option gives an empty tuple in some releases of click, None in others.
