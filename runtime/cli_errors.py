@@ -57,6 +57,11 @@ def one_line_errors() -> Iterator[None]:
 class OneLineCommand(click.Command):
     """A click command that ends as :func:`one_line_errors` says: `@click.command(cls=OneLineCommand)`."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Its errors end here: click's own `main` handles an interrupt and a closed pipe its way."""
+        with one_line_errors():
+            return super().invoke(ctx)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the command line, run, and exit."""
         kwargs["standalone_mode"] = False

@@ -22,9 +22,9 @@ IMAGE_EXTENSIONS = frozenset(
 )
 """Lower-case suffixes of the files of a folder that are taken for images."""
 
-# Raster formats only, decoded in process: Pillow hands EPS to an external interpreter, and the rarer plugins are
-# attack surface that no camera needs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
+# Raster formats only (MPO comes with JPEG), decoded in process: Pillow hands EPS to an external interpreter, and the
+# rarer plugins are attack surface that no camera needs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _ORIENTATION = 0x0112
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -122,11 +122,10 @@ def _identify(file: IO[bytes], path: str) -> Image.Image | None:
             if name not in Image.OPEN:
                 continue
             factory, accept = Image.OPEN[name]
-            if accept is not None and accept(prefix) is not True:
-                continue
-            file.seek(0)
             try:
-                return factory(file, path)
+                if accept is None or accept(prefix) is True:
+                    file.seek(0)
+                    return factory(file, path)
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue  # this plugin's way to say that the file is not its own
     return None

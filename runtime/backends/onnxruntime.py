@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
-_FATAL_ONLY = 4
+_WARNINGS, _FATAL_ONLY = 2, 4
 
 
 class OnnxRuntimeSession:
@@ -56,15 +57,15 @@ class OnnxRuntimeSession:
             index = _gpu_index(device)
             self.device = f"cuda:{index}"
             providers = [*_gpu_providers(backend, index, precision), *providers]
-            _preload_cuda()
         where = f"the network of {len(model)} bytes" if isinstance(model, bytes) else str(model)
         try:
-            self._session: ort.InferenceSession | None = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model),
-                _options(threads, backend == "onnxruntime"),
-                providers=providers,
-                enable_fallback=0,  # it would print, and then run on another device than the one asked for
-            )
+            with contextlib.nullcontext() if backend == "onnxruntime" else _quiet_start():
+                self._session: ort.InferenceSession | None = ort.InferenceSession(
+                    model if isinstance(model, bytes) else str(model),
+                    _options(threads, backend == "onnxruntime"),
+                    providers=providers,
+                    enable_fallback=0,  # it would print, and then run on another device than the one asked for
+                )
             self.inputs = tuple(map(_spec, self._session.get_inputs()))
             self.outputs = tuple(map(_spec, self._session.get_outputs()))
         except Exception as e:  # its exceptions have no common base
@@ -130,13 +131,18 @@ def _gpu_index(device: str | int | None) -> int:
     return int(text)
 
 
-def _preload_cuda() -> None:
-    # CUDA and cuDNN from pip packages are found only when they are loaded first; what is missing is reported by the
-    # session, in one line where this prints many.
-    preload = getattr(ort, "preload_dlls", None)
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Load a GPU provider without the page that is printed when a library is missing: the exception says enough."""
+    preload = getattr(ort, "preload_dlls", None)  # finds the CUDA and cuDNN of pip packages; ONNX Runtime 1.21
     if preload is not None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
             preload()
+    ort.set_default_logger_severity(_FATAL_ONLY)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(_WARNINGS)
 
 
 def _spec(node: Any) -> TensorSpec:
