@@ -167,6 +167,6 @@ def _plot_images(
         axis.axis("off")
     for axis, (_, caption, image) in zip(axes.flat, entries, strict=False):
         pixels = image.float() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-        axis.imshow(to_pil_image(pixels.clamp(0, 1)))
+        axis.imshow(to_pil_image(pixels.nan_to_num().clamp(0, 1)))
         axis.set_title(caption)
     plt.show(**kwargs)
