@@ -61,7 +61,7 @@ def norm_conv2d(
     channel_mean = grouped.mean(dim=2)
     channel_var = (grouped - channel_mean.unsqueeze(2)).square().mean(dim=2)
     windows = F.unfold(torch.cat([channel_mean, channel_var], dim=1), weight.shape[-2:], dilation, 0, stride)
-    window_mean, window_var = windows.view(n, 2, groups, -1, windows.shape[-1]).unbind(1)
+    window_mean, window_var = windows.unflatten(1, (2, groups, -1)).unbind(1)
     var = (window_mean - window_mean.mean(dim=2, keepdim=True)).square().add(window_var).mean(dim=2)
 
     # A constant changes neither the numerator nor its gradient; without it, large inputs round less.

@@ -356,8 +356,9 @@ class Involution2d(nn.Module):
     """Convolution whose kernels are computed from each pixel and shared by the channels of a group, from `"Involution:
     Inverting the Inherence of Convolution for Visual Recognition" <https://arxiv.org/abs/2103.06255>`_.
 
-    The kernel of an output pixel comes from the input pixel under the centre of its window (or the mean of the
-    ``stride`` × ``stride`` pixels from there on), whatever the padding; beyond the border that input is zero.
+    The kernel of an output pixel comes from the input pixel under the centre of its window, whatever the padding; with
+    a stride, from the mean of the ``stride`` × ``stride`` pixels that start there, as far as a window fits around them.
+    Beyond the border the input is zero.
 
     The windows are built, and multiplied by their kernels: 2 · N · C · kernel_size² · H_out · W_out values.
 

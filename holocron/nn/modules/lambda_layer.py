@@ -7,6 +7,17 @@ from torch import Tensor, nn
 __all__ = ["LambdaLayer"]
 
 
+def _with_contiguous_grad(x: Tensor) -> Tensor:
+    """Have the gradient of the output of a batch normalization arrive in row-major order.
+
+    The products that follow give it in another one, which PyTorch's normalization on the CPU misreads for a batch of
+    one image: the gradients would be wrong without a word (seen in 2.14).
+    """
+    if x.requires_grad and not torch.compiler.is_compiling():
+        x.register_hook(lambda grad: None if grad is None else grad.contiguous())
+    return x
+
+
 class LambdaLayer(nn.Module):
     """Interactions of each pixel with its context, summarized as linear functions, from `"LambdaNetworks: Modeling
     long-range interactions without attention" <https://openreview.net/pdf?id=xTJEN-ggl1b>`_.
@@ -73,15 +84,14 @@ class LambdaLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the content and the position lambdas to the queries of ``x``."""
         batch, _, h, w = x.shape
-        q = self.norm_q(self.to_q(x)).reshape(batch, self.num_heads, -1, h * w)
-        k = self.to_k(x).reshape(batch, -1, self.u, h * w).softmax(dim=-1)
-        v = self.norm_v(self.to_v(x)).reshape(batch, -1, self.u, h * w)
+        q = _with_contiguous_grad(self.norm_q(self.to_q(x))).unflatten(1, (self.num_heads, -1)).flatten(3)
+        k = self.to_k(x).unflatten(1, (-1, self.u)).flatten(3).softmax(dim=-1)
+        v = _with_contiguous_grad(self.norm_v(self.to_v(x))).unflatten(1, (-1, self.u)).flatten(3)
 
-        # k: depth of the keys, v: of the values, u: intra-depth, n and m: pixels, a: heads
+        # b: batch, a: heads, k: depth of the keys, v: of the values, u: intra-depth, n and m: pixels
         content = torch.einsum("bkum,bvum->bkv", k, v)
-        out = torch.einsum("bakn,bkv->bavn", q, content)
-        out = out + torch.einsum("bakn,bkvn->bavn", q, self._position_lambdas(v, h, w))
-        return out.reshape(batch, -1, h, w)
+        lambdas = content.unsqueeze(-1) + self._position_lambdas(v, h, w)
+        return torch.einsum("bakn,bkvn->bavn", q, lambdas).reshape(batch, -1, h, w)
 
     def _position_lambdas(self, v: Tensor, h: int, w: int) -> Tensor:
         """The linear map of each pixel, of shape (N, dim_k, dim_v, H * W), from values (N, dim_v, dim_u, H * W)."""
@@ -89,9 +99,9 @@ class LambdaLayer(nn.Module):
             if h * w != self.pos_emb.shape[0]:
                 raise ValueError(f"x has to have n={self.pos_emb.shape[0]} pixels, got {h} x {w}: pass r for any size")
             return torch.einsum("nmku,bvum->bkvn", self.pos_emb, v)
-        maps = v.reshape(-1, self.u, h, w)  # each depth of the values is an image of its own
+        maps = v.flatten(0, 1).unflatten(2, (h, w))  # each depth of the values is an image of its own
         lambdas = nnf.conv2d(maps, self.R.squeeze(2), padding=self.padding)
-        return lambdas.reshape(v.shape[0], v.shape[1], -1, h * w).transpose(1, 2)
+        return lambdas.flatten(2).unflatten(0, v.shape[:2]).transpose(1, 2)
 
     def extra_repr(self) -> str:
         """The settings that `repr` shows."""
