@@ -147,12 +147,10 @@ def cached_ranges(
     Returns:
         the cache and an empty string, or None and the reason
     """
-    if not path.exists():
-        return None, "there is none"
     try:
         cache = read_cache(path)
     except CalibrationError as e:
-        return None, str(e)
+        return None, "there is none" if isinstance(e.__cause__, FileNotFoundError) else str(e)
     reason = cache.mismatch(method, model, images, preprocessing, tensors)
     return (cache, "") if reason is None else (None, reason)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,10 @@ from numpy.typing import NDArray
 from runtime.backends.base import Session
 
 from .errors import CalibrationError
-from .observers import Observer, TensorRange, make_observer
+from .observers import TensorRange, make_observer
 
 Progress = Callable[[int, int | None], None]
 """Called after each batch with the number of batches done and, where it is known, of all."""
-
-_WORKERS = 2  # counting releases the lock often enough for two; a third gained nothing
 
 
 def collect_ranges(
@@ -53,24 +50,14 @@ def collect_ranges(
         raise CalibrationError(f"the network does not give the tensor {unknown[0]!r}: it must be one of its outputs")
     observers = {name: make_observer(method, name) for name in tensors}
     total = len(batches) if isinstance(batches, Sized) else None
-    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="calibration") as pool:
-        for done, batch in enumerate(batches, 1):
-            values: dict[str, NDArray[Any]] = {**session.run({source: batch}), source: batch}
-            # Largest first, so that no worker is left alone with one at the end.
-            names = sorted(observers, key=lambda name: -values[name].size)
-            futures = [pool.submit(_observe, observers[name], values.pop(name)) for name in names]
-            values.clear()
-            for future in futures:
-                future.result()
-            del futures, batch
-            if progress is not None:
-                progress(done, total)
-        return dict(zip(observers, pool.map(_ranges, observers.values()), strict=True))
-
-
-def _observe(observer: Observer, value: NDArray[Any]) -> None:
-    observer.observe(value)
-
-
-def _ranges(observer: Observer) -> TensorRange:
-    return observer.ranges()
+    # One tensor after the other: counting holds Python's lock for most of its time, so threads gain nothing, and the
+    # network has the cores to itself.
+    for done, batch in enumerate(batches, 1):
+        values: dict[str, NDArray[Any]] = {**session.run({source: batch}), source: batch}
+        for name, observer in observers.items():
+            observer.observe(values[name])
+        # Before the next run, or two batches' activations would be in memory.
+        del values, batch
+        if progress is not None:
+            progress(done, total)
+    return {name: observer.ranges() for name, observer in observers.items()}

@@ -67,7 +67,10 @@ def find_labelled_images(root: str | os.PathLike[str], labels: Sequence[str]) ->
         CalibrationError: if the folders cannot be matched, or one of them has no image in it
     """
     folder = _folder(root)
-    classes = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    try:
+        classes = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except OSError as e:
+        raise CalibrationError(f"cannot read the folder {folder}: {e.strerror}") from e
     if not classes:
         raise CalibrationError(f"{folder} has no folders: put the images of each class in a folder of its name")
     numbers = all(path.name.isascii() and path.name.isdigit() for path in classes)
@@ -186,10 +189,13 @@ def _file_digest(path: Path) -> bytes:
 
 def _folder(root: str | os.PathLike[str]) -> Path:
     folder = Path(root)
-    if not folder.exists():
-        raise CalibrationError(f"there is no folder {folder}")
-    if not folder.is_dir():
-        raise CalibrationError(f"{folder} is not a folder: give the folder that the images are in")
+    try:
+        if not folder.exists():
+            raise CalibrationError(f"there is no folder {folder}")
+        if not folder.is_dir():
+            raise CalibrationError(f"{folder} is not a folder: give the folder that the images are in")
+    except (OSError, ValueError) as e:  # no permission on the way there; a name that no file can have
+        raise CalibrationError(f"cannot read the folder {str(folder)!r}: {e}") from e
     return folder
 
 

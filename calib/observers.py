@@ -30,8 +30,8 @@ _TINY = 2.0**-100
 _PERCENTILE = 99.99
 
 Array = NDArray[np.float64]
-# Losses of the ranges (lows[k], highs[k]) when `levels` steps are spread over each.
-_Loss = Callable[[Array, Array, int], Array]
+# Loss of the range from low to high when so many steps are spread over it.
+_Loss = Callable[[float, float, int], float]
 
 
 @dataclass(frozen=True)
@@ -238,14 +238,13 @@ def _squared_error(counts: NDArray[np.int64], edges: Array) -> _Loss:
     used = np.flatnonzero(weights)
     weights, points = weights[used], edges[used]
 
-    def loss(lows: Array, highs: Array, levels: int) -> Array:
-        step = (highs - lows) / levels
-        first = np.rint(lows / step)
-        u = points / step[:, None]
-        j = np.clip(np.rint(u), first[:, None], first[:, None] + levels)
+    def loss(low: float, high: float, levels: int) -> float:
+        step = (high - low) / levels
+        first = round(low / step)
+        u = points / step
+        j = np.clip(np.rint(u), first, first + levels)
         u -= j
-        result: Array = step**3 * ((j / 12.0 + u * u * u / 3.0) @ weights)
-        return result
+        return float(step**3 * ((j / 12.0 + u * u * u / 3.0) @ weights))
 
     return loss
 
@@ -257,7 +256,7 @@ def _divergence(counts: NDArray[np.int64], edges: Array) -> _Loss:
     # Length of the non-empty bins up to each edge: levels spread their mass over this, so that gaps stay empty.
     filled = np.concatenate([[0.0], np.cumsum(counts > 0)]) * width
 
-    def one(low: float, high: float, levels: int) -> float:
+    def loss(low: float, high: float, levels: int) -> float:
         step = (high - low) / levels
         # The bins from edge `begin` to edge `end` are inside: those that the range reaches into.
         begin = max(int(np.searchsorted(edges, low, side="right")) - 1, 0)
@@ -280,9 +279,6 @@ def _divergence(counts: NDArray[np.int64], edges: Array) -> _Loss:
         by_chance = (occupied.size - np.count_nonzero(np.diff(at))) / (2.0 * cumulative[-1])
         return float(np.sum(p * np.log(p / quantized)) - by_chance)
 
-    def loss(lows: Array, highs: Array, levels: int) -> Array:
-        return np.array([one(a, b, levels) for a, b in zip(lows, highs, strict=True)])
-
     return loss
 
 
@@ -299,53 +295,42 @@ def _search(loss: _Loss, low: float, high: float, floor: float) -> tuple[float, 
         where symmetric int8 clips, and the ends of asymmetric uint8
     """
     largest = max(-low, high)
+    symmetric = _minimize(lambda clip: loss(-clip, clip, 2 * SYMMETRIC_LEVELS), largest, floor)
+    if low == 0.0:
+        return symmetric, (0.0, _minimize(lambda clip: loss(0.0, clip, ASYMMETRIC_LEVELS), high, floor))
+    if high == 0.0:
+        return symmetric, (-_minimize(lambda clip: loss(-clip, 0.0, ASYMMETRIC_LEVELS), -low, floor), 0.0)
 
-    def symmetric_loss(clips: Array) -> Array:
-        return loss(-clips, clips, 2 * SYMMETRIC_LEVELS)
-
-    symmetric = _minimize(symmetric_loss, largest, floor)
-    if low == 0.0 or high == 0.0:
-        sign = 1.0 if low == 0.0 else -1.0
-
-        def one_sided_loss(clips: Array) -> Array:
-            other = np.zeros_like(clips)
-            return loss(other, clips, ASYMMETRIC_LEVELS) if sign > 0 else loss(-clips, other, ASYMMETRIC_LEVELS)
-
-        clip = _minimize(one_sided_loss, largest, floor)
-        return symmetric, ((0.0, clip) if sign > 0 else (-clip, 0.0))
-
-    def two_sided_loss(lows: Array, highs: Array) -> Array:
-        return loss(*_on_grid(lows, highs), ASYMMETRIC_LEVELS)
+    def two_sided_loss(bottom: float, top: float) -> float:
+        return loss(*_on_grid(bottom, top), ASYMMETRIC_LEVELS)
 
     def top_above(bottom: float) -> float:
-        return _minimize(lambda clips: two_sided_loss(np.full_like(clips, bottom), clips), high, floor)
+        return _minimize(lambda clip: two_sided_loss(bottom, clip), high, floor)
 
     def bottom_below(top: float) -> float:
-        return -_minimize(lambda clips: two_sided_loss(-clips, np.full_like(clips, top)), -low, floor)
+        return -_minimize(lambda clip: two_sided_loss(-clip, top), -low, floor)
 
     # Both ends shrink together first, so that neither hides the gain of the other; then each by itself.
-    share = _minimize(lambda shares: two_sided_loss(shares * low, shares * high), 1.0, floor / largest)
+    share = _minimize(lambda share: two_sided_loss(share * low, share * high), 1.0, floor / largest)
     bottom, top = share * low, share * high
     for _ in range(2):
         top = top_above(bottom)
         bottom = bottom_below(top)
-    lows, highs = _on_grid(np.array([bottom]), np.array([top]))
-    return symmetric, (float(lows[0]), float(highs[0]))
+    return symmetric, _on_grid(bottom, top)
 
 
-def _on_grid(lows: Array, highs: Array) -> tuple[Array, Array]:
-    """Move ranges by less than a step so that zero is one of their levels."""
-    step = (highs - lows) / ASYMMETRIC_LEVELS
-    zero = np.rint(-lows / step)
+def _on_grid(low: float, high: float) -> tuple[float, float]:
+    """Move a range by less than a step so that zero is one of its levels."""
+    step = (high - low) / ASYMMETRIC_LEVELS
+    zero = round(-low / step)
     return 0.0 - zero * step, (ASYMMETRIC_LEVELS - zero) * step
 
 
-def _minimize(loss: Callable[[Array], Array], largest: float, floor: float) -> float:
-    """Search (0, largest] for the least loss: in geometric steps of 10 % or less, then twice between the neighbours."""
-    candidates = np.geomspace(min(floor, largest), largest, 96)
+def _minimize(loss: Callable[[float], float], largest: float, floor: float) -> float:
+    """Search (0, largest] for the least loss: in geometric steps of 15 % or less, then twice between the neighbours."""
+    candidates = np.geomspace(min(floor, largest), largest, 64)
     for _ in range(3):
-        losses = loss(candidates)
-        best = int(np.argmin(losses))
+        best = int(np.argmin([loss(float(c)) for c in candidates]))
         left, right = candidates[max(best - 1, 0)], candidates[min(best + 1, candidates.size - 1)]
         result = float(candidates[best])
         candidates = np.unique(np.append(np.linspace(left, right, 17), result))
