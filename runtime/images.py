@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .errors import ImageError
 
@@ -140,6 +140,8 @@ def _from_pillow(image: Image.Image, name: str, file_format: str | None = None) 
         raise ImageError(f"{name} is truncated or damaged: {_reason(e)}") from e
     file_format = file_format or image.format
     if _orientation(image) in range(2, 9):
+        from PIL import ImageOps
+
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image

@@ -6,7 +6,6 @@ key, a value of the wrong type, or a path that leaves the bundle is a :class:`~r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import reprlib
@@ -271,6 +270,8 @@ def artefact_path(bundle: Path, artefact: Artefact, check_hash: bool = True) -> 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file as 64 hexadecimal digits, read in pieces."""
+    import hashlib  # loads OpenSSL, which `import runtime` can do without
+
     digest = hashlib.sha256()
     with path.open("rb") as f:
         for chunk in iter(lambda: f.read(1 << 20), b""):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 from functools import lru_cache
-
-_log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=1)
@@ -17,8 +14,7 @@ def device_count() -> int:
         count = ctypes.c_int(0)
         if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
             return 0
-    except (OSError, AttributeError) as e:
-        _log.debug("no CUDA driver: %s", e)
+    except (OSError, AttributeError):
         return 0
     return count.value
 
@@ -28,7 +24,6 @@ def has_tensorrt_library() -> bool:
     """Whether the library that ONNX Runtime's TensorRT provider links to can be loaded."""
     try:
         ctypes.CDLL("libnvinfer.so.10")
-    except OSError as e:
-        _log.debug("no TensorRT: %s", e)
+    except OSError:
         return False
     return True
