@@ -141,8 +141,8 @@ def iou_penalty(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         ValueError: if the boxes are not of shape [M, 4] and [N, 4].
     """
     boxes1, boxes2 = _as_float(boxes1, boxes2)
-    # Half the difference of the sums, as the halves of each sum could round differently
-    offset = (boxes1[:, None, :2] + boxes1[:, None, 2:] - boxes2[:, :2] - boxes2[:, 2:]) / 2
+    # The mean of the corners' offsets, rather than the offset of their means, rounds nothing for close boxes.
+    offset = ((boxes1[:, None, :2] - boxes2[:, :2]) + (boxes1[:, None, 2:] - boxes2[:, 2:])) / 2
     diagonal = _enclosing_sides(boxes1, boxes2).square().sum(dim=-1)
     return _safe_divide(offset.square().sum(dim=-1), diagonal)
 
