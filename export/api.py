@@ -79,6 +79,8 @@ def export_model(
     is_name = isinstance(model, (str, os.PathLike))
     if not is_name and preprocessing is None:
         raise ExportError("exporting a module needs `preprocessing`: the module does not know how its images are made")
+    if not is_name and (weights != "default" or num_classes is not None):
+        raise ExportError("a module has its weights and classes already: leave out `weights` and `num_classes`")
     options: dict[str, Any] = {
         "fp16": fp16,
         "int8": int8,

@@ -40,22 +40,31 @@ class BundleWriter:
         check_destination(destination, replace)
         self._replace = replace
         self._staging: Path | None = None
+        self._made_parents: list[Path] = []
 
     def __enter__(self) -> BundleWriter:
         parent = self.destination.absolute().parent
         try:
+            self._made_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
             parent.mkdir(parents=True, exist_ok=True)
             self._staging = Path(tempfile.mkdtemp(prefix=f".{self.destination.name}.", suffix=".partial", dir=parent))
             # mkdtemp makes it private; a bundle is as readable as any folder of its owner.
             self._staging.chmod(0o777 & ~_umask())
         except OSError as e:
+            self._remove()
             raise _disk_error(e, parent) from e
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
         if self._staging is not None:
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
+        with contextlib.suppress(OSError):  # it holds something: the bundle itself, or what somebody else put there
+            for folder in self._made_parents:
+                folder.rmdir()
 
     @property
     def folder(self) -> Path:
@@ -99,7 +108,7 @@ class BundleWriter:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(bundle / file, target)
+                os.link((bundle / file).resolve(), target)  # of a link, what it leads to
             except OSError:
                 shutil.copyfile(bundle / file, target)
         except OSError as e:

@@ -60,7 +60,10 @@ def build_engine(onnx: bytes, info: EngineInfo) -> bytes:
     """
     trt, library = _import(info.library), info.library
     logger = _logger(trt)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as e:  # TypeError is what the bindings make of a null pointer
+        raise EngineError(f"{_name(library)} {trt.__version__} does not start: {logger.last_error}") from e
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx):
@@ -102,11 +105,14 @@ def _import(library: str) -> Any:
         raise EngineError(f"{library!r} builds no engines, expected one of {', '.join(LIBRARIES)}")
     try:
         trt = importlib.import_module(library)
-    except ImportError as e:
+    except (ImportError, OSError) as e:  # OSError: the package is there, a shared library that it opens is not
         extra = "trt" if library == "tensorrt" else "rtx"
         ways = f": {_HOST_WAYS}" if library == "tensorrt" else ""
-        missing = f"--{extra} needs `{library}`, which is not installed (pip install 'holocron-edge[{extra}]'){ways}"
-        raise EngineError(missing if isinstance(e, ModuleNotFoundError) else f"{library} does not load: {e}") from e
+        if isinstance(e, ModuleNotFoundError):
+            problem = f"`{library}`, which is not installed (pip install 'holocron-edge[{extra}]')"
+        else:
+            problem = f"`{library}`, which does not load ({e})"
+        raise EngineError(f"--{extra} needs {problem}{ways}") from e
     version = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
     if library == "tensorrt" and version < _OLDEST_TENSORRT:
         raise EngineError(f"TensorRT {trt.__version__} is too old: 10.3 or later is needed (JetPack 6 and 7 have it)")
@@ -115,7 +121,7 @@ def _import(library: str) -> Any:
 
 def _network_flags(trt: Any) -> int:
     """Strongly typed: a flag in TensorRT 10, the only way in TensorRT 11, where the flag may be gone."""
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    flag = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 

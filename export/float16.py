@@ -35,14 +35,15 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
         for i in _FLOAT_ONLY_INPUTS.get(node.op_type, ())
         if i < len(node.input)
     }
-    for tensor in float_tensors(result):
-        if tensor.name not in keep:
-            _convert(tensor)
+    for name, tensor in float_tensors(result):
+        if name not in keep:
+            _convert(tensor, name)
     for node in result.graph.node:
         if node.op_type == "Cast" and attribute(node, "to") == TensorProto.FLOAT:
             _set_type(node, "to")
-        if node.op_type == "ConstantOfShape" and (value := attribute(node, "value")) is not None:
-            _convert(value)
+        if node.op_type == "ConstantOfShape":
+            value = attribute(node, "value") or numpy_helper.from_array(np.zeros(1, np.float32))
+            _convert(value, node.output[0])
             _replace_attribute(node, onnx.helper.make_attribute("value", value))
     # Types of intermediate tensors have changed: shape inference states them anew when somebody asks.
     del result.graph.value_info[:]
@@ -51,13 +52,12 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _convert(tensor: TensorProto) -> None:
+def _convert(tensor: TensorProto, name: str) -> None:
     if tensor.data_type != TensorProto.FLOAT:
         return
     values = numpy_helper.to_array(tensor)
     largest = float(np.abs(values).max(initial=0.0))
     if largest > _LARGEST:
-        name = tensor.name or "a constant"
         raise ExportError(f"{name} holds {largest:.3g}, float16 ends at 65504: export without --fp16")
     tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
 
@@ -67,9 +67,9 @@ def _set_type(node: onnx.NodeProto, name: str) -> None:
 
 
 def _replace_attribute(node: onnx.NodeProto, new: onnx.AttributeProto) -> None:
-    for a in node.attribute:
-        if a.name == new.name:
-            a.CopyFrom(new)
+    others = [a for a in node.attribute if a.name != new.name]
+    del node.attribute[:]
+    node.attribute.extend([*others, new])
 
 
 def _cast_ends(model: onnx.ModelProto, index: GraphIndex) -> None:

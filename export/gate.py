@@ -29,11 +29,12 @@ _TYPES = {
     TensorProto.BOOL: "BOOL",
 }
 _CONSTANT_AXES = {
-    "Pad": (1, 3),
-    "Slice": (1, 2, 3, 4),
+    "Pad": (3,),
+    "Slice": (3,),
     "Squeeze": (1,),
     "Unsqueeze": (1,),
-    **{f"Reduce{kind}": (1,) for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp")},
+    **{f"Reduce{kind}": (1,) for kind in ("Mean", "Sum", "SumSquare", "Max", "Min", "Prod", "L1", "L2")},
+    **{f"Reduce{kind}": (1,) for kind in ("LogSum", "LogSumExp")},
 }
 _LARGEST_K = 3840
 
@@ -94,16 +95,29 @@ def _node_problems(node: onnx.NodeProto, index: GraphIndex, types: dict[str, int
     problems = []
     if node.input:
         kind = types.get(node.input[0])
-        uint8_cast = kind == TensorProto.UINT8 and node.op_type == "Cast"
-        if kind is not None and _TYPES.get(kind) not in allowed and not uint8_cast:
+        if kind not in (None, TensorProto.UINT8) and _TYPES.get(kind) not in allowed:
             name = _TYPES.get(kind) or TensorProto.DataType.Name(kind)
             problems.append(f"takes {name} here, and it only has {', '.join(allowed)}")
+    problems += _uint8_problems(node, index, types)
+    if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+        problems.append("holds a graph of its own, into which this check does not look")
     for i in _CONSTANT_AXES.get(node.op_type, ()):
         name = node.input[i] if i < len(node.input) else ""
         if name and index.constant(name) is None:
             problems += [f"computes its input {i} ({name!r}), which must be constant"]
     check = _LIMITS.get(node.op_type)
     return problems + (check(node, index) if check else [])
+
+
+def _uint8_problems(node: onnx.NodeProto, index: GraphIndex, types: dict[str, int]) -> list[str]:
+    """TensorRT has uint8 at the network's ends only, with a Cast between them and the rest."""
+    inside = [
+        name
+        for names, ends in ((node.input[:1], index.inputs), (node.output, index.outputs))
+        for name in names
+        if types.get(name) == TensorProto.UINT8 and not (node.op_type == "Cast" and name in ends)
+    ]
+    return [f"has the uint8 tensor {inside[0]!r}, which only a Cast at the network's ends may"] if inside else []
 
 
 def _quantize(node: onnx.NodeProto, index: GraphIndex) -> list[str]:

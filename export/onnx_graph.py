@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -28,6 +27,7 @@ class GraphIndex:
             for name in dict.fromkeys(node.input):
                 if name:
                     self.consumers.setdefault(name, []).append(node)
+        self.inputs = {value.name for value in model.graph.input}
         self.outputs = {output.name for output in model.graph.output}
         values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
         self._shapes = {value.name: _shape(value) for value in values}
@@ -106,20 +106,15 @@ def set_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> onnx.ModelP
     return copy
 
 
-def float_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every float32 constant of a graph: initializers and the values of Constant nodes."""
+def float_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Every float32 constant of a graph by name: initializers and the values of Constant nodes."""
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
-            yield tensor
+            yield tensor.name, tensor
     for node in model.graph.node:
         value = attribute(node, "value") if node.op_type == "Constant" else None
         if value is not None and value.data_type == onnx.TensorProto.FLOAT:
-            yield value
-
-
-def is_finite(tensor: onnx.TensorProto) -> bool:
-    """Whether a constant holds neither NaN nor infinity."""
-    return bool(np.isfinite(numpy_helper.to_array(tensor)).all())
+            yield node.output[0], value
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:

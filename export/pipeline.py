@@ -100,7 +100,8 @@ def run_export(spec: ExportSpec, progress: Progress | None = None, module: nn.Mo
     progress = progress or Silent()
     is_bundle = module is None and (Path(spec.model) / MANIFEST_NAME).is_file()
     destination = _destination(spec, is_bundle)
-    check_destination(destination, replace=spec.force or (is_bundle and spec.output is None))
+    replace_existing = spec.force or (is_bundle and spec.output is None)
+    check_destination(destination, replace_existing)
     for library, capabilities in _libraries(spec):
         engines.check_builder(library, capabilities)
     warnings: list[str] = []
@@ -109,8 +110,8 @@ def run_export(spec: ExportSpec, progress: Progress | None = None, module: nn.Mo
         warnings.append(message)
         progress.warn(message)
 
-    base = _from_bundle(spec) if is_bundle else _from_model(spec, module, progress)
-    with BundleWriter(destination, replace=spec.force or is_bundle) as writer:
+    base = _from_bundle(spec, warn) if is_bundle else _from_model(spec, module, progress)
+    with BundleWriter(destination, replace_existing) as writer:
         graphs = _make_graphs(spec, base, destination, writer, progress, warn)
         made = _write_graphs(graphs, base, writer)
         made = _verify(made, writer, spec, base, progress, warn)
@@ -158,12 +159,11 @@ def _from_model(spec: ExportSpec, module: nn.Module | None, progress: Progress) 
         labels = None if spec.labels is None else read_labels(spec.labels)
         source = from_module(module, Path(spec.model).name, spec.preprocessing, labels)
     size = source.preprocessing.size
-    with progress.stage(f"tracing at {size[0]}×{size[1]}"):
-        graph = trace(source.module, size)
+    device = next((p.device for p in source.module.parameters()), torch.device("cpu"))
 
     def reference(batch: Any) -> Any:
         with torch.inference_mode():
-            return source.module(torch.from_numpy(batch)).float().numpy()
+            return source.module(torch.from_numpy(batch).to(device)).float().cpu().numpy()
 
     manifest = Manifest(
         name=source.name,
@@ -174,10 +174,22 @@ def _from_model(spec: ExportSpec, module: nn.Module | None, progress: Progress) 
         preprocessing=source.preprocessing,
         provenance={"torch": torch.__version__, **source.provenance},
     )
+    _check_manifest(manifest)
+    with progress.stage(f"tracing at {size[0]}×{size[1]}"):
+        graph = trace(source.module, size)
     return _Base(manifest, (), None, lambda: graph, lambda: reference, "pytorch", source.trained)
 
 
-def _from_bundle(spec: ExportSpec) -> _Base:
+def _check_manifest(manifest: Manifest) -> None:
+    """Refuse before the work what a reader of the bundle would refuse after it: a standard deviation of 0, say."""
+    try:
+        text = manifest.to_json()
+    except TypeError as e:
+        raise ExportError(f"the preprocessing does not fit a manifest: {e}; give plain numbers") from e
+    Manifest.from_json(text, "the bundle to be written")
+
+
+def _from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> _Base:
     """Open a bundle; what it has stays, unless it is asked for again with `--force`."""
     given = {
         "--weights": spec.weights != "default",
@@ -196,14 +208,7 @@ def _from_bundle(spec: ExportSpec) -> _Base:
     for artefact in manifest.artefacts:
         artefact_path(folder, artefact)
     path = folder / floats[0].file
-    asked = {"fp16": spec.fp16, "int8": spec.int8}
-    engines_again = {library for library, _ in _libraries(spec)}
-    again = {
-        a.file
-        for a in manifest.artefacts
-        if (asked.get(a.precision, False) if a.engine is None else a.engine.library in engines_again)
-    }
-    kept = tuple(a for a in manifest.artefacts if not (spec.force and a.file in again))
+    kept = _kept(manifest, spec, warn)
 
     def reference() -> Network:
         session = open_session(path, "onnxruntime")
@@ -213,6 +218,31 @@ def _from_bundle(spec: ExportSpec) -> _Base:
     trained = manifest.provenance.get("weights") != "random"
     bare = replace(manifest, artefacts=())
     return _Base(bare, kept, folder, lambda: _load_onnx(path), reference, "onnx-fp32", trained)
+
+
+def _kept(manifest: Manifest, spec: ExportSpec, warn: Callable[[str], None]) -> tuple[Artefact, ...]:
+    """What stays of a bundle: all; with `--force` all but what is asked for again, and what was built from that."""
+    remade = {precision for precision, asked in (("fp16", spec.fp16), ("int8", spec.int8)) if asked}
+    rebuilt = {
+        engines.engine_file(variant, info): info
+        for info in _engine_infos(spec)
+        for variant in _engine_variants(spec, {a.variant for a in manifest.artefacts if a.kind == "onnx"})
+    }
+    kept = []
+    for artefact in manifest.artefacts:
+        again = artefact.precision in remade or artefact.file in rebuilt
+        if not (spec.force and again):
+            kept.append(artefact)
+        elif artefact.engine is not None and artefact.file not in rebuilt:
+            warn(f"{artefact.file} is gone: it was built from the graph that this export replaces")
+        if artefact.engine is not None and artefact.file in rebuilt and not spec.force:
+            largest = artefact.engine.max_batch
+            if largest != spec.max_batch:
+                raise ExportError(
+                    f"{artefact.file} takes batches of up to {largest}, not {spec.max_batch}: "
+                    f"build it again with --force, or ask for --max-batch {largest}"
+                )
+    return tuple(kept)
 
 
 def _load_onnx(path: Path) -> onnx.ModelProto:
@@ -359,22 +389,29 @@ def _build_engines(
     graphs = {a.variant: a for a in (*base.kept, *made) if a.kind == "onnx"}
     existing = {a.file for a in base.kept}
     built = []
-    for library, capabilities in _libraries(spec):
-        for variant in _engine_variants(spec, graphs):
+    for info in _engine_infos(spec):
+        for variant in _engine_variants(spec, set(graphs)):
+            file = engines.engine_file(variant, info)
+            if file in existing:
+                continue
             graph = (writer.folder / graphs[variant].file).read_bytes()
-            for capability in capabilities or (engines.device_capability(),):
-                info = EngineInfo(library, engines.library_version(library), capability, spec.max_batch)
-                file = engines.engine_file(variant, info)
-                if file in existing:
-                    continue
-                with progress.stage(f"building {file}"):
-                    plan = engines.build_engine(graph, info)
-                precision, _, scheme = variant.partition(".")
-                built.append(writer.add(file, plan, "engine", precision, scheme or None, info))
+            with progress.stage(f"building {file}"):
+                plan = engines.build_engine(graph, info)
+            precision, _, scheme = variant.partition(".")
+            built.append(writer.add(file, plan, "engine", precision, scheme or None, info))
     return built
 
 
-def _engine_variants(spec: ExportSpec, graphs: dict[str, Artefact]) -> list[str]:
+def _engine_infos(spec: ExportSpec) -> list[EngineInfo]:
+    """What engines are asked for: one for each library and compute capability."""
+    return [
+        EngineInfo(library, engines.library_version(library), capability, spec.max_batch)
+        for library, capabilities in _libraries(spec)
+        for capability in capabilities or (engines.device_capability(),)
+    ]
+
+
+def _engine_variants(spec: ExportSpec, graphs: set[str]) -> list[str]:
     """Which graphs become engines: those asked for; of a bundle, where none is, the one that runs fastest."""
     by_precision = {"fp32": "fp32", "fp16": "fp16", "int8": "int8.trt"}
     if spec.fp16 or spec.int8:

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.table import format_table
-
 from runtime.manifest import Artefact, Manifest
+from runtime.table import format_table
 
 HEADERS = ("artefact", "size", "rel. error", "cosine", "top-1 agreement", "accuracy", "images")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from holocron import models
 from holocron.models.errors import CheckpointError, DownloadError
+from holocron.models.reparam import reparametrize
 from runtime.manifest import Preprocessing, sha256_of
 
 from .errors import SourceError
@@ -120,11 +121,10 @@ def from_module(
         SourceError: if the module does not run on such an input, or the labels do not match its classes
     """
     module = module.eval()
-    for part in [module, *module.modules()]:
-        reparametrize = getattr(part, "reparametrize", None)
-        if callable(reparametrize):
-            reparametrize()
-            break
+    try:
+        reparametrize(module)
+    except ValueError as e:
+        raise SourceError(f"{name} cannot be reparameterized: {e}") from e
     classes = _count_classes(module, name, preprocessing.size)
     if labels is not None and len(labels) != classes:
         raise SourceError(f"there are {len(labels)} labels and {name} has {classes} classes: give one label a class")
@@ -197,10 +197,8 @@ def _with_weights(arch: str, state_dict: dict[str, Tensor], num_classes: int | N
     if num_classes is None:
         num_classes = _classes_of(state_dict)
     module = models.build_model(arch, **({} if num_classes is None else {"num_classes": num_classes}))
-    reparametrize = getattr(module, "reparametrize", None)
-    if callable(reparametrize) and not any(key.endswith("running_mean") for key in state_dict):
-        module.eval()
-        reparametrize()
+    if not any(key.endswith("running_mean") for key in state_dict):
+        reparametrize(module.eval())
     models.load_weights(module, state_dict, str(path))
     return module
 
@@ -223,15 +221,15 @@ def _preprocessing(info: models.registry.ModelInfo, checkpoint: Any, size: tuple
 
 
 def _count_classes(module: nn.Module, name: str, size: tuple[int, int]) -> int:
-    parameter = next(module.parameters(), None)
-    example = torch.zeros(1, 3, *size)
-    if parameter is not None:
-        example = example.to(parameter.device, parameter.dtype)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    other = next((p.dtype for p in module.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    if other is not None:
+        raise SourceError(f"{name} has parameters of {other}: export it in float32, as module.float() makes it")
     try:
         with torch.no_grad():
-            out = module(example)
-    except RuntimeError as e:
-        reason = str(e).splitlines()[0]
+            out = module(torch.zeros(1, 3, *size, device=device))
+    except Exception as e:  # whatever the user's own code raises
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise SourceError(f"{name} does not run on images of {size[0]}×{size[1]}: {reason}") from e
     if not isinstance(out, Tensor) or out.ndim != 2:
         raise SourceError(f"{name} gives something other than scores (N, K): this release exports classifiers")

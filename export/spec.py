@@ -97,6 +97,8 @@ class ExportSpec:
         self._check_range("--calib-samples", self.calib_samples, 1, 1_000_000)
         self._check_range("--max-batch", self.max_batch, 1, 4096)
         self._check_range("--seed", self.seed, 0, 2**32 - 1)
+        if self.input_size is not None and len(self.input_size) != 2:
+            raise ExportError(f"--input-size takes height and width, not {self.input_size}")
         for side in self.input_size or ():
             self._check_range("--input-size", side, 1, _MAX_SIDE)
         if self.calib_method not in METHODS:
@@ -125,5 +127,7 @@ class ExportSpec:
 
     @staticmethod
     def _check_range(option: str, value: int | None, lowest: int, highest: int) -> None:
-        if value is not None and not lowest <= value <= highest:
-            raise ExportError(f"{option} {value} is out of range, expected {lowest} to {highest}")
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+            raise ExportError(f"{option} {value} is out of range, expected an integer from {lowest} to {highest}")

@@ -42,7 +42,7 @@ def weighted_layers(index: GraphIndex) -> list[WeightedLayer]:
     """
     layers = []
     for node in index.graph.node:
-        axis = _output_channel_axis(node)
+        axis = _output_channel_axis(node, index)
         if axis is None or node.input[1] not in index.initializers or node.input[0] in index.initializers:
             continue
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
@@ -61,7 +61,7 @@ def quantized_tensors(index: GraphIndex, scheme: str) -> list[str]:
             and of residual adds
 
     Returns:
-        tensor names; outputs of the graph are not among them
+        tensor names; outputs of the graph are among them only where a node reads them too
     """
     layers = weighted_layers(index)
     wanted = {layer.data for layer in layers}
@@ -78,7 +78,8 @@ def quantized_tensors(index: GraphIndex, scheme: str) -> list[str]:
             if node.op_type in PASS_THROUGH and node.input[0] in wanted:
                 wanted.add(node.output[0])
     order = [value.name for value in index.graph.input] + [name for node in index.graph.node for name in node.output]
-    return [name for name in order if name in wanted and name not in index.outputs]
+    # What the graph gives out stays float; where a layer reads it too, the pair stands between the two.
+    return [name for name in order if name in wanted and (name not in index.outputs or name in index.consumers)]
 
 
 def range_source(name: str, index: GraphIndex) -> str:
@@ -97,12 +98,12 @@ def tensors_to_observe(model: onnx.ModelProto) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _output_channel_axis(node: onnx.NodeProto) -> int | None:
+def _output_channel_axis(node: onnx.NodeProto, index: GraphIndex) -> int | None:
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose" and attribute(node, "group", 1) == 1:
         return 1
-    if node.op_type == "MatMul":
+    if node.op_type == "MatMul" and len(index.shape(node.input[1]) or ()) == 2:
         return 1
     if node.op_type == "Gemm":
         plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0

@@ -122,7 +122,7 @@ class _Inserter:
         self.index = GraphIndex(model)
         self.params = {name: self._activation_params(name, ranges) for name in quantized_tensors(self.index, scheme)}
         self.layers = {layer.node.output[0]: layer for layer in weighted_layers(self.index)}
-        self.weights: dict[tuple[str, str], tuple[str, QuantParams]] = {}
+        self.weights: dict[tuple[str, int, bytes], str] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.new_name: dict[str, str] = {}
 
@@ -163,19 +163,20 @@ class _Inserter:
         bias = None if layer.bias is None or self.scheme != "cpu" else self._float_constant(layer.bias)
         data = self.params[layer.data]
         floor = None if bias is None else np.abs(bias) / (data.scale * np.float32(_LARGEST_BIAS))
-        # Weights that two layers share are stored once, unless their biases ask for different scales.
-        key = (layer.weight, layer.bias or "" if floor is not None else "")
+        params = quantize_weight(weight, layer.axis, self.scheme, floor)
+        # Weights that two layers share are stored once, unless the layers ask for different scales.
+        key = (layer.weight, layer.axis, params.scale.tobytes())
         if key not in self.weights:
-            params = quantize_weight(weight, layer.axis, self.scheme, floor)
             shape = [1] * weight.ndim
             shape[layer.axis] = -1
             integers = np.clip(np.rint(weight / params.scale.reshape(shape)), -127, 127).astype(np.int8)
-            self.weights[key] = (self._dequantized(layer.weight, integers, params, layer.axis), params)
-        layer.node.input[1], params = self.weights[key]
+            self.weights[key] = self._dequantized(layer.weight, integers, params, layer.axis)
+        layer.node.input[1] = self.weights[key]
         if bias is not None and layer.bias is not None:
-            scale = (data.scale * params.scale).astype(np.float32)
+            # Never 0, where both scales are tiny: nothing can be divided by that.
+            scale = np.maximum(data.scale * params.scale, np.finfo(np.float32).tiny).astype(np.float32)
             integers32 = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
-            bias_params = QuantParams(scale, np.zeros(scale.shape, np.int32))  # type: ignore[arg-type]
+            bias_params = QuantParams(scale, np.zeros(scale.shape, np.int32))
             layer.node.input[2] = self._dequantized(layer.bias, integers32, bias_params, 0)
 
     def _dequantized(self, name: str, integers: NDArray[np.generic], params: QuantParams, axis: int) -> str:

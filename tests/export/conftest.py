@@ -1,0 +1,230 @@
+"""A network small enough to be exported in a second, photographs, and two bundles that the workers of a run share."""
+
+import contextlib
+import fcntl
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from torch import nn
+
+from calib import find_images, sample_folder
+from export import ExportResult, export_model
+from runtime.manifest import Preprocessing, read_manifest
+
+SIZE = (24, 20)
+LABELS = ("cat", "dog", "eel", "fox", "gnu")
+PREPROCESSING = Preprocessing(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class TinyNet(nn.Module):
+    """Every kind of layer that INT8 treats differently: plain, depthwise and pointwise convolutions, a residual add."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+        self.pointwise = nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.pointwise(torch.relu(self.depthwise(x))))
+        return self.head(x.mean((2, 3), keepdim=True).flatten(1))
+
+
+def make_tiny_net(seed=0, classes=5):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TinyNet(classes).eval()
+
+
+def build_onnx(nodes, inputs, outputs, initializers=None, opset=20):
+    """A checked ONNX model; shapes by name, or (shape, type) where the type is not float32."""
+
+    def value(name, spec):
+        shape, kind = spec if isinstance(spec, tuple) else (spec, TensorProto.FLOAT)
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [value(*item) for item in inputs.items()],
+        [value(*item) for item in outputs.items()],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in (initializers or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model
+
+
+def run_onnx(model, feeds, optimize=True):
+    """Outputs of a model by name, through ONNX Runtime itself."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+@contextlib.contextmanager
+def made_once(tmp_path_factory, name):
+    """A folder that the first of the parallel workers fills, under a lock; the others find it filled."""
+    root = tmp_path_factory.getbasetemp()
+    if root.name.startswith("popen-gw"):
+        root = root.parent
+    folder = root / "shared" / name
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_net():
+    """Makes the little classifier (N, 3, 24, 20) to (N, 5); the same weights for the same seed."""
+    return make_tiny_net
+
+
+@pytest.fixture(scope="session")
+def preprocessing():
+    return PREPROCESSING
+
+
+@pytest.fixture(scope="session")
+def make_onnx():
+    return build_onnx
+
+
+@pytest.fixture(scope="session")
+def ort_run():
+    return run_onnx
+
+
+@pytest.fixture(scope="session")
+def op_counts():
+    """How many nodes of each type a model has."""
+
+    def count(model):
+        counts = {}
+        for node in model.graph.node:
+            counts[node.op_type] = counts.get(node.op_type, 0) + 1
+        return counts
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """A dozen of the package's photographs, small. Not to be changed."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, path in enumerate(find_images(sample_folder())[:12]):
+        with Image.open(path) as image:
+            image.convert("RGB").resize((48, 40)).save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory, photos) -> Path:
+    """The little classifier with every graph and no engine. Not to be changed: see `own_bundle`."""
+    with made_once(tmp_path_factory, "tiny") as folder:
+        if not folder.exists():
+            labels = folder.with_suffix(".txt")
+            labels.write_text("\n".join(LABELS) + "\n")
+            export_model(
+                make_tiny_net(),
+                folder,
+                preprocessing=PREPROCESSING,
+                labels=labels,
+                fp16=True,
+                int8=True,
+                calib=photos,
+            )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def float_bundle(tmp_path_factory, tiny_bundle) -> Path:
+    """The same with the float32 graph alone. Not to be changed."""
+    with made_once(tmp_path_factory, "float") as folder:
+        if not folder.exists():
+            export_model(make_tiny_net(), folder, preprocessing=PREPROCESSING)
+    return folder
+
+
+@pytest.fixture
+def own_bundle(float_bundle, tmp_path) -> Path:
+    """A bundle with the float32 graph that the test may change."""
+    return Path(shutil.copytree(float_bundle, tmp_path / "own"))
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(float_bundle):
+    """The little classifier's float32 graph, as traced."""
+    return onnx.load(float_bundle / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def mobileone_export(tmp_path_factory) -> ExportResult:
+    """MobileOne-S0 at 32×32 with every graph and TensorRT-RTX engines of both precisions. Not to be changed."""
+    pytest.importorskip("tensorrt_rtx")
+    with made_once(tmp_path_factory, "mobileone_s0") as folder:
+        if not folder.exists():
+            export_model(
+                "mobileone_s0",
+                folder,
+                weights="none",
+                num_classes=7,
+                input_size=(32, 32),
+                fp16=True,
+                int8=True,
+                rtx=True,
+                seed=3,
+            )
+    manifest = read_manifest(folder)
+    return ExportResult(folder, manifest, tuple(a.file for a in manifest.artefacts), ())
+
+
+class Recorder:
+    """A progress that remembers what it was told."""
+
+    def __init__(self):
+        self.stages, self.warnings = [], []
+
+    @contextlib.contextmanager
+    def stage(self, title):
+        self.stages.append(title)
+        yield
+
+    def update(self, done, total):
+        pass
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+    def did(self, word):
+        return any(stage.startswith(word) for stage in self.stages)
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+def no_leftovers(folder, *expected):
+    """Whether a folder holds these names and nothing else, hidden files included."""
+    return sorted(path.name for path in folder.iterdir()) == sorted(expected)
+
+
+@pytest.fixture(scope="session")
+def holds_only():
+    return no_leftovers
