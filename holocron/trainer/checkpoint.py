@@ -6,11 +6,15 @@ import os
 import random
 import warnings
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 
@@ -70,11 +74,12 @@ def capture_rng(loaders: Iterable[DataLoader[Any]], gpu: int | None) -> dict[str
         a dictionary of tensors and plain values
     """
     numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 - the transforms of users draw from it
+    version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": None if gpu is None else torch.cuda.get_rng_state(gpu),
         "loaders": [generator.get_state() for generator in _generators(loaders)],
-        "python": random.getstate(),
+        "python": {"version": version, "state": torch.tensor(internal), "gauss": gauss},
         "numpy": {
             "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
             "pos": int(numpy_state["state"]["pos"]),
@@ -97,8 +102,8 @@ def restore_rng(state: dict[str, Any], loaders: Iterable[DataLoader[Any]], gpu: 
         torch.cuda.set_rng_state(state["cuda"].cpu(), gpu)
     for generator, saved in zip(_generators(loaders), state["loaders"], strict=False):
         generator.set_state(saved.cpu())
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    python = state["python"]
+    random.setstate((python["version"], tuple(python["state"].tolist()), python["gauss"]))
     saved_numpy = state["numpy"]
     np.random.set_state(  # noqa: NPY002
         {
@@ -127,6 +132,22 @@ def is_same_schedule(saved: dict[str, Any], asked: dict[str, Any]) -> bool:
         warnings.warn(
             f"the loaded checkpoint is of an unfinished `fit_n_epochs` with another {', '.join(differing)}: a new "
             "schedule is started; pass the same arguments to train the remaining epochs of the old one",
-            stacklevel=4,
+            stacklevel=3,
         )
     return not differing
+
+
+def restore_schedule(state: dict[str, Any], optimizer: Optimizer, scheduler: LRScheduler, scaler: GradScaler) -> None:
+    """Put the parts of a training where a checkpoint found them.
+
+    Args:
+        state: the checkpoint, left as it is
+        optimizer: the optimizer, with the parameter groups it had
+        scheduler: the scheduler
+        scaler: the gradient scaler
+    """
+    # A copy, since optimizers go on to modify the tensors they load.
+    optimizer.load_state_dict(deepcopy(state["optimizer"]))
+    scheduler.load_state_dict(state["scheduler"])
+    if state["scaler"] and scaler.is_enabled():  # both are empty on CPU
+        scaler.load_state_dict(state["scaler"])

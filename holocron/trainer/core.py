@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -16,18 +15,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from holocron.trainer import distributed
-from holocron.trainer.checkpoint import (
-    capture_rng,
-    is_same_schedule,
-    last_checkpoint_path,
-    restore_rng,
-    write_checkpoint,
-)
+from holocron.trainer import checkpoint, distributed
 from holocron.trainer.param_groups import build_scheduler, check_lr, reset_param_groups, user_param_groups
 from holocron.trainer.reporting import bars_are_shown, describe_metrics, plot_losses, plot_lr_search, write_line
 from holocron.trainer.updates import BufferGuard, NanWatch, autocast, make_scaler, trial_run, update_weights
-from holocron.trainer.utils import count_batches, freeze_bn, freeze_model, move_to
+from holocron.trainer.utils import check_gpu_index, count_batches, freeze_bn, freeze_model, move_to
 
 __all__ = ["Trainer"]
 
@@ -148,18 +140,13 @@ class Trainer:
         if gpu is not None:
             if not torch.cuda.is_available():
                 raise AssertionError(f"gpu={gpu} was asked for, but PyTorch cannot access a GPU; pass gpu=None for CPU")
-            self._check_gpu_index(gpu)
+            check_gpu_index(gpu)
             torch.cuda.set_device(gpu)
             self.model = self.model.to(f"cuda:{gpu}")
             if isinstance(self.criterion, nn.Module):
                 self.criterion = self.criterion.to(f"cuda:{gpu}")
         self.gpu = gpu
         self._forward = self.model
-
-    @staticmethod
-    def _check_gpu_index(gpu: int) -> None:
-        if not 0 <= gpu < torch.cuda.device_count():
-            raise ValueError(f"Invalid device index: gpu={gpu}, this machine has {torch.cuda.device_count()} GPU(s)")
 
     def to_cuda(self, x: Tensor, target: Target) -> tuple[Tensor, Target]:
         """Move a batch to the GPU of the trainer, if it has one.
@@ -176,7 +163,7 @@ class Trainer:
         """
         if self.gpu is None:
             return x, target
-        self._check_gpu_index(self.gpu)
+        check_gpu_index(self.gpu)
         device = torch.device("cuda", self.gpu)
         return move_to(x, device), move_to(target, device)
 
@@ -191,7 +178,7 @@ class Trainer:
         """
         if distributed.rank() != 0:
             return
-        write_checkpoint(
+        checkpoint.write_checkpoint(
             {
                 "epoch": self.epoch,
                 "step": self.step,
@@ -281,29 +268,21 @@ class Trainer:
         num_updates = num_epochs * math.ceil(count_batches(self._loader(training=True)) / self.gradient_acc)
         self.scheduler = build_scheduler(self.optimizer, sched_type, lr, num_updates, **kwargs)
         loaded, self._loaded = self._loaded, None
-        first_epoch = self.epoch if loaded is None else self._resume(loaded, asked)
-        self.start_epoch = first_epoch
-        self._fit = {**asked, "first_epoch": first_epoch}
+        self.start_epoch = self.epoch
+        if loaded is not None and checkpoint.is_same_schedule(loaded["fit"], asked):
+            self.start_epoch = loaded["fit"]["first_epoch"]
+            checkpoint.restore_schedule(loaded, self.optimizer, self.scheduler, self.scaler)
+            if distributed.rank() < len(loaded["rng"]):
+                checkpoint.restore_rng(
+                    loaded["rng"][distributed.rank()], (self.train_loader, self.val_loader), self.gpu
+                )
+        self._fit = {**asked, "first_epoch": self.start_epoch}
 
-        last_epoch = first_epoch + num_epochs
+        last_epoch = self.start_epoch + num_epochs
         while self.epoch < last_epoch:
             self._fit_epoch(last_epoch)
             self._end_epoch(self.evaluate(), last_epoch)
         distributed.barrier()  # the checkpoint is there, for every process
-
-    def _resume(self, loaded: dict[str, Any], asked: dict[str, Any]) -> int:
-        """Continue the schedule of a checkpoint, if it is the one asked for; returns the epoch it began at."""
-        if not is_same_schedule(loaded["fit"], asked):
-            return self.epoch
-        assert self.scheduler is not None
-        # A copy, since optimizers go on to modify the tensors they load.
-        self.optimizer.load_state_dict(deepcopy(loaded["optimizer"]))
-        self.scheduler.load_state_dict(loaded["scheduler"])
-        if loaded["scaler"]:
-            self.scaler.load_state_dict(loaded["scaler"])
-        if distributed.rank() < len(loaded["rng"]):
-            restore_rng(loaded["rng"][distributed.rank()], (self.train_loader, self.val_loader), self.gpu)
-        return int(loaded["fit"]["first_epoch"])
 
     def _end_epoch(self, metrics: dict[str, Any], last_epoch: int) -> None:
         val_loss = metrics["val_loss"]
@@ -316,12 +295,12 @@ class Trainer:
             self.min_loss = val_loss
             self.save(self.output_file)
         if val_loss is None or not math.isnan(val_loss):  # a diverged model is not worth resuming from
-            self.save(os.fspath(last_checkpoint_path(self.output_file)))
+            self.save(os.fspath(checkpoint.last_checkpoint_path(self.output_file)))
         if self.on_epoch_end is not None and distributed.rank() == 0:
             self.on_epoch_end(metrics)
 
     def _capture_rng(self) -> dict[str, Any]:
-        return capture_rng((self.train_loader, self.val_loader), self.gpu)
+        return checkpoint.capture_rng((self.train_loader, self.val_loader), self.gpu)
 
     def _loader(self, training: bool) -> DataLoader[Any]:
         """The part of a loader that is this process's, built once so that its workers may persist."""
@@ -331,14 +310,10 @@ class Trainer:
             self._shards[key] = (loader, distributed.shard_loader(loader, training))
         return self._shards[key][1]
 
-    def _reset_opt(self, lr: float, norm_weight_decay: float | None = None) -> None:
-        reset_param_groups(self.optimizer, self.model, self._user_groups, lr, norm_weight_decay)
-
     def _prepare(self, lr: float, freeze_until: str | None, norm_weight_decay: float | None) -> None:
         """Freeze, start the optimizer afresh and wrap the model: what every kind of training begins with."""
         freeze_model(self.model.train(), freeze_until)
-        self._reset_opt(lr, norm_weight_decay)
-        self.optimizer.zero_grad(set_to_none=True)
+        reset_param_groups(self.optimizer, self.model, self._user_groups, lr, norm_weight_decay)
         self.scaler = make_scaler(self.model, self.amp)
         self._nan_watch = NanWatch(self.nan_tolerance)
         self._forward = self.model  # lets go of the previous wrapper before there is a new one
@@ -361,9 +336,8 @@ class Trainer:
     def _validate(self) -> Iterator[tuple[Tensor, Any, float, Any]]:
         """Run the model on the validation set: yields inputs, targets, loss and output of each batch."""
         self.model.eval()
-        for x, target in tqdm(
-            self._loader(training=False), desc="Validation", leave=False, disable=not bars_are_shown()
-        ):
+        loader = self._loader(training=False)
+        for x, target in tqdm(loader, desc="Validation", leave=False, disable=not bars_are_shown()):
             x, target = self.to_cuda(x, target)
             loss, out = self._get_loss(x, target, return_logits=True)
             yield x, target, loss.item(), out

@@ -38,7 +38,7 @@ def reset_param_groups(
     lr: float,
     norm_weight_decay: float | None = None,
 ) -> None:
-    """Start an optimizer afresh on the parameters that require a gradient.
+    """Start an optimizer afresh, without state or gradients, on the parameters that require a gradient.
 
     The options of the user's groups are kept; parameters of the model that are in none of them go to one with the
     defaults.
@@ -82,6 +82,7 @@ def reset_param_groups(
         optimizer.fast_steps = 0
     for group in new_groups:
         optimizer.add_param_group(group)
+    optimizer.zero_grad(set_to_none=True)
 
 
 def check_lr(name: str, lr: float) -> None:

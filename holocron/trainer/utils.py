@@ -193,3 +193,16 @@ def mean_loss(loss_sum: float, num_finite: float, num_samples: float) -> float:
         warnings.warn("the loss of every validation batch is NaN or infinite: val_loss is NaN", stacklevel=3)
         return math.nan
     return loss_sum / num_finite
+
+
+def check_gpu_index(gpu: int) -> None:
+    """Refuse the index of a GPU that is not there.
+
+    Args:
+        gpu: the index
+
+    Raises:
+        ValueError: if this machine has no such GPU
+    """
+    if not 0 <= gpu < torch.cuda.device_count():
+        raise ValueError(f"Invalid device index: gpu={gpu}, this machine has {torch.cuda.device_count()} GPU(s)")

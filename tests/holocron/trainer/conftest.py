@@ -8,6 +8,15 @@ from torch.utils.data import DataLoader, TensorDataset
 mpl.use("Agg")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The networks here are tiny: threads would only wait for each other, long so on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture
 def shown(monkeypatch):
     """The keyword arguments of each `plt.show`, whose figures are closed after the test."""
