@@ -71,7 +71,7 @@ def norm_conv2d(
 
     scale = (var + eps).rsqrt().view(n, groups, 1, *numerator.shape[-2:])
     out = (numerator.unflatten(1, (groups, -1)) * scale).flatten(1, 2).to(numerator.dtype)
-    return out if bias is None else out + bias.view(1, -1, 1, 1)
+    return out if bias is None else out + bias.view(1, -1, 1, 1).to(out.dtype)
 
 
 def add2d(

@@ -360,7 +360,7 @@ class Involution2d(nn.Module):
     a stride, from the mean of the ``stride`` × ``stride`` pixels that start there, as far as a window fits around them.
     Beyond the border the input is zero.
 
-    The windows are built, and multiplied by their kernels: 2 · N · C · kernel_size² · H_out · W_out values.
+    The kernels take N · groups · kernel_size² · H_out · W_out values; windows are not built.
 
     Args:
         in_channels: channels of the input and of the output.
@@ -398,6 +398,9 @@ class Involution2d(nn.Module):
             )
         self.groups: int = groups
         self.k_size: int = kernel_size
+        self.padding: int = padding
+        self.stride: int = stride
+        self.dilation: int = dilation
         reach = dilation * (kernel_size - 1)
         # Cut (or pad) the input to one pixel per window, the one under its centre.
         self._margins: tuple[int, int] = (padding - reach // 2, padding - (reach - reach // 2))
@@ -406,16 +409,20 @@ class Involution2d(nn.Module):
         self.pool: nn.AvgPool2d | None = nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else None
         self.reduce = nn.Conv2d(in_channels, int(in_channels // reduction_ratio), 1)
         self.span = nn.Conv2d(int(in_channels // reduction_ratio), kernel_size**2 * groups, 1)
-        self.unfold = nn.Unfold(kernel_size, dilation, padding, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the kernels from ``x`` and apply them to its windows."""
-        n, c = x.shape[:2]
         centres = nnf.pad(x, self._margins * 2)
         if self.pool is not None:
             centres = self.pool(centres)
-        kernels = self.span(self.reduce(centres))
+        kernels = self.span(self.reduce(centres)).unflatten(1, (self.groups, 1, -1))
         h, w = kernels.shape[-2:]
-        kernels = kernels.view(n, self.groups, 1, self.k_size**2, h * w)
-        windows = self.unfold(x).view(n, self.groups, c // self.groups, self.k_size**2, h * w)
-        return (windows * kernels).sum(dim=3).view(n, c, h, w)
+        padded = nnf.pad(x, (self.padding,) * 4).unflatten(1, (self.groups, -1))
+        # A pass over the whole image per tap: building all windows takes kernel_size² times the memory, and longer.
+        out = torch.zeros((), dtype=x.dtype, device=x.device)
+        for tap in range(self.k_size**2):
+            top, left = (self.dilation * offset for offset in divmod(tap, self.k_size))
+            rows = slice(top, top + self.stride * (h - 1) + 1, self.stride)
+            columns = slice(left, left + self.stride * (w - 1) + 1, self.stride)
+            out = out + padded[..., rows, columns] * kernels[:, :, :, tap]
+        return out.flatten(1, 2)
