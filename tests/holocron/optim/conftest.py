@@ -44,7 +44,7 @@ def make_params():
 
 @pytest.fixture
 def set_grads():
-    """A function that gives parameters the gradients of a noisy quadratic, which depend on the step alone and on them."""
+    """A function that gives parameters the gradients of a noisy quadratic; the noise depends on the step alone."""
 
     def fill(params, step):
         generator = torch.Generator().manual_seed(step)

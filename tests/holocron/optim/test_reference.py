@@ -1,7 +1,7 @@
 """Each optimizer against its paper's formulas, step by step, in NumPy and float64.
 
-A reference takes the parameter before the step, its gradient, a dict for what it keeps, and the step from 1 on; it returns
-the parameter after the step.
+A reference takes the parameter before the step, its gradient, a dict for what it keeps, and the step from 1 on; it
+returns the parameter after the step.
 """
 
 import numpy as np
