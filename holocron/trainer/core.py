@@ -43,8 +43,8 @@ class Trainer:
     :class:`~torch.nn.parallel.DistributedDataParallel`: the process group is joined (NCCL when `gpu` is given, which
     then stands for the GPU of the local rank, Gloo otherwise), the loaders are sharded, metrics are summed over the
     processes, and rank 0 alone saves, prints and calls `on_epoch_end`. The batch size of a loader is that of one
-    process, and so are the batches that batch normalization sees, of which rank 0's statistics are kept. Checkpoints are
-    those of a single process.
+    process, and so are the batches that batch normalization sees, of which rank 0's statistics are kept.
+    Checkpoints are those of a single process.
 
     **Mixed precision.** With `amp`, the forward pass runs in float16 with gradient scaling on a GPU and in bfloat16 on
     CPU; the criterion is computed in float32.
