@@ -1,4 +1,4 @@
-"""Tracing and simplifying: the graph computes what the module does, says so plainly, and tells nothing of its machine."""
+"""Tracing and simplifying: the graph computes what the module does, plainly, and tells nothing of its machine."""
 
 import re
 
