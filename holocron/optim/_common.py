@@ -28,10 +28,10 @@ __all__ = [
 
 Group = dict[str, Any]
 
-_FOREACH_DEVICES = frozenset({"cpu", "cuda", "xpu"})
-_FOREACH_TYPES = frozenset({Tensor, torch.nn.Parameter})
+_PLAIN_DEVICES = frozenset({"cpu", "cuda", "xpu"})
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 # A multi-tensor pass touches whole lists: on a CPU, a list that stays in cache between passes; elsewhere, a list long
-# enough to fill the device while the temporaries (one or two tensors an element of the list) stay bounded.
+# enough to fill the device while the temporaries, a few times the list, stay bounded.
 _CPU_BATCH_NUMEL = 1 << 17
 _DEVICE_BATCH_NUMEL = 1 << 26
 _ONE = torch.ones((), dtype=torch.float32, device="cpu")
@@ -106,7 +106,7 @@ def step(self: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
         RuntimeError: if a gradient is sparse or complex (no parameter is updated then), or while a CUDA graph is
             captured
     """
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"{type(self).__name__} cannot be captured in a CUDA graph, which would freeze its step count: "
             "capture the forward and backward passes, and call step() outside of the graph"
@@ -173,7 +173,7 @@ def norms(tensors: list[Tensor], order: int = 2) -> list[float]:
 
 def dot(left: Tensor, right: Tensor) -> Tensor:
     """The dot product of two tensors of the same shape, a 0-dim tensor."""
-    if left.is_contiguous() and right.is_contiguous():
+    if type(right) in _PLAIN_TYPES and left.is_contiguous() and right.is_contiguous():
         return torch.dot(left.view(-1), right.view(-1))
     return (left * right).sum()
 
@@ -215,7 +215,7 @@ def _update_group(optimizer: Optimizer, rule: Rule, group: Group, pairs: list[tu
 
     use_foreach = group["foreach"]
     if use_foreach is None:
-        use_foreach = all(type(p) in _FOREACH_TYPES and p.device.type in _FOREACH_DEVICES for p, _ in pairs)
+        use_foreach = all(type(p) in _PLAIN_TYPES and p.device.type in _PLAIN_DEVICES for p, _ in pairs)
     names = (*buffers, *rule.scalars)
     for indices, step in _batches(pairs, steps):
         params = [pairs[i][0] for i in indices]

@@ -106,13 +106,14 @@ class AdamP(Adam):
         \end{cases} \\
         \theta_t &= \theta_{t-1} - \alpha q_t
 
-    where :math:`m_0 = v_0 = 0`, which the bias correction presumes, :math:`\hat\theta = \theta / \lVert \theta \rVert`
-    and :math:`\cos(a, b) = |a \cdot b| / (\lVert a \rVert \lVert b \rVert)` is the paper's, without sign: a gradient
-    opposite to the weights is anything but orthogonal to them. The gradient in it is the loss's own, without the L2
-    penalty, which is radial by nature. A parameter or a gradient of zeros has no angle, and is not projected.
+    where :math:`m_0 = v_0 = 0`, which the bias correction presumes, :math:`\epsilon` is outside the root as in Adam,
+    :math:`\hat\theta = \theta / \lVert \theta \rVert` and
+    :math:`\cos(a, b) = |a \cdot b| / (\lVert a \rVert \lVert b \rVert)` has no sign: a gradient opposite to the weights
+    is anything but orthogonal to them. The gradient in it is the loss's own, without the L2 penalty, which is radial by
+    nature. A parameter or a gradient of zeros has no angle, and is not projected.
 
-    Parameter groups also take `delta`, `decoupled_weight_decay` (default: False; the paper's experiments decouple it),
-    `maximize` (default: False) and `foreach`, see :mod:`holocron.optim`.
+    Parameter groups also take `delta`, `decoupled_weight_decay` (default: False), `maximize` (default: False) and
+    `foreach`, see :mod:`holocron.optim`.
 
     Args:
         params: parameters to optimize, or dicts that define parameter groups

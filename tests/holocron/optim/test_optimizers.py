@@ -386,6 +386,25 @@ def test_hooks_and_default_device(make, make_params, set_grads):
     assert optimizer.state[params[0]]["step"].device.type == "cpu"
 
 
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, optim.wrapper.Lookahead], ids=["bare", "wrapped"])
+def test_gradient_scaler(make, make_params, wrap):
+    params, others = make_params(torch.float32), make_params(torch.float32)
+    scaled, plain = wrap(make(params)), wrap(make(others))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor in (1.0, float("inf"), 2.0):
+        for each in (params, others):
+            for param in each:
+                param.grad = None
+        scaler.scale(sum((factor * param).square().sum() for param in params)).backward()
+        scaler.step(scaled)
+        scaler.update()
+        if factor < float("inf"):
+            sum((factor * param).square().sum() for param in others).backward()
+            plain.step()
+    for a, b in zip(params, others, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 # ---- checkpoints ----
 
 
