@@ -57,7 +57,7 @@ TABLE = {
         LABELS,
     ),
 }
-# A second variant, or a layer whose graph is that of another one, is left to the long run.
+# Second variants, and graphs whose operators another one has too, are left to the long run.
 SLOW = {
     "HardMish-inplace",
     "NLReLU-inplace",
@@ -68,7 +68,12 @@ SLOW = {
     "DimAttention",
     "ZPool",
     "SAM",
+    "GlobalMaxPool2d",
+    "BlurPool2d",
     "PolyLoss",
+    "MultiLabelCrossEntropy",
+    "MutualChannelLoss",
+    "DiceLoss",
     "ClassBalancedWrapper",
 }
 

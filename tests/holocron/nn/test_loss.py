@@ -82,7 +82,7 @@ def classification(draw):
 
 
 @pytest.mark.parametrize("name", INDEX_LOSSES)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(case=classification(), param=st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5]))
 def test_index_loss_equals_formula(name, case, param):
     x, target, weight, ignore_index, reduction = case
@@ -95,7 +95,7 @@ def test_index_loss_equals_formula(name, case, param):
 
 
 @pytest.mark.parametrize("name", INDEX_LOSSES)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(case=classification())
 def test_without_its_own_term_it_is_the_cross_entropy(name, case):
     x, target, weight, ignore_index, reduction = case
@@ -169,7 +169,7 @@ def test_probability_targets(name, reduction, weighted):
     assert gradcheck(lambda x: INDEX_LOSSES[name](x, target, weight=weight, reduction=reduction), x)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(case=classification(), multi_hot=st.booleans())
 def test_multilabel_equals_formula(case, multi_hot):
     x, _, weight, ignore_index, reduction = case
@@ -259,7 +259,7 @@ def dice_reference(probs, truth, gamma, eps):
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(case=classification(), gamma=st.sampled_from([0.5, 1.0, 2.0]), dense=st.booleans())
 def test_dice_equals_formula(case, gamma, dense):
     x, target, weight, ignore_index, reduction = case

@@ -68,7 +68,7 @@ def random_boxes(n, seed=0, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(sets=box_sets())
 def test_equals_formula(name, sets):
     out = FUNCTIONS[name](*sets)
@@ -77,7 +77,7 @@ def test_equals_formula(name, sets):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(sets=box_sets(), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_gradients_are_finite_everywhere(name, sets, dtype):
     boxes1, boxes2 = (boxes.to(dtype).requires_grad_() for boxes in sets)
@@ -94,7 +94,7 @@ def test_gradient(name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(sets=box_sets())
 def test_bounds_and_symmetry(name, sets):
     out = FUNCTIONS[name](*sets)
@@ -110,7 +110,7 @@ def test_bounds_and_symmetry(name, sets):
     torch.testing.assert_close(out.T, FUNCTIONS[name](sets[1], sets[0]))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(sets=box_sets(), factor=st.sampled_from([0.01, 7.0]), shift=st.floats(-50, 50))
 def test_scale_and_position_do_not_matter(sets, factor, shift):
     # Degenerate boxes are left out: after rounding they may not be degenerate any more.
