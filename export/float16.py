@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from calib import ImageStream, collect_ranges
+from runtime.backends import open_session
+from runtime.manifest import Preprocessing
+
 from .errors import ExportError
-from .onnx_graph import GraphIndex, attribute, float_tensors, replace_nodes
+from .onnx_graph import GraphIndex, add_outputs, attribute, float_tensors, replace_nodes
 
 _LARGEST = float(np.finfo(np.float16).max)
+_ENDS = (
+    "float16 ends at 65504: export without --fp16, and without --int8, whose graph for TensorRT is float16 where it is "
+    "not INT8"
+)
 _FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}
 """Inputs that stay float32 in every type of their operator: the region and the scales of Resize."""
 
@@ -52,13 +63,41 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def check_activations(model: onnx.ModelProto, images: Sequence[Path], preprocessing: Preprocessing) -> None:
+    """Refuse a network whose activations leave float16. Running its float16 graph here would not show that: CPU
+    backends compute in float32 what they have no float16 kernel for.
+
+    Args:
+        model: the float32 graph
+        images: files to run it on
+        preprocessing: how they become its input
+
+    Raises:
+        ExportError: if an activation does not fit float16, naming it
+        CalibrationError: if no image can be read, or an activation is not finite
+    """
+    inferred = onnx.shape_inference.infer_shapes(model)
+    types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.graph.value_info, *inferred.graph.output)}
+    computed = [name for node in model.graph.node for name in node.output]
+    names = [name for name in computed if types.get(name) == TensorProto.FLOAT]
+    session = open_session(add_outputs(model, names).SerializeToString(), "onnxruntime")
+    try:
+        ranges = collect_ranges(session, ImageStream(images, preprocessing, batch_size=1), names, "minmax")
+    finally:
+        session.close()
+    reached = {name: max(-ranges[name].minimum, ranges[name].maximum) for name in names}
+    name = max(reached, key=lambda n: reached[n])
+    if reached[name] > _LARGEST:
+        raise ExportError(f"{name!r} reaches {reached[name]:.3g} on these images, {_ENDS}")
+
+
 def _convert(tensor: TensorProto, name: str) -> None:
     if tensor.data_type != TensorProto.FLOAT:
         return
     values = numpy_helper.to_array(tensor)
     largest = float(np.abs(values).max(initial=0.0))
     if largest > _LARGEST:
-        raise ExportError(f"{name} holds {largest:.3g}, float16 ends at 65504: export without --fp16")
+        raise ExportError(f"{name!r} holds {largest:.3g}, {_ENDS}")
     tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
 
 

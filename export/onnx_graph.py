@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -104,6 +104,17 @@ def set_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> onnx.ModelP
     copy.CopyFrom(model)
     onnx.helper.set_model_props(copy, entries)
     return copy
+
+
+def add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of a model that also gives out these float32 tensors; its own inputs among them are left out."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    index = GraphIndex(result)
+    for name in names:
+        if name not in index.outputs and name in index.producers:
+            result.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return result
 
 
 def float_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:

@@ -269,12 +269,19 @@ def _make_graphs(
     graphs: dict[str, onnx.ModelProto] = {}
     if not base.has("fp32"):
         graphs["fp32"] = base.load_graph()
-    if spec.fp16 and not base.has("fp16"):
+    schemes = [s for s in SCHEMES if spec.int8 and not base.has(f"int8.{s}")]
+    fp16 = spec.fp16 and not base.has("fp16")
+    if fp16 or "trt" in schemes:
+        from .float16 import check_activations
+
+        images = find_images(spec.calib or sample_folder(), VERIFICATION_IMAGES, spec.seed)
+        with progress.stage("checking that activations fit float16"):
+            check_activations(base.load_graph(), images, base.manifest.preprocessing)
+    if fp16:
         from .float16 import to_float16
 
         with progress.stage("converting to float16"):
             graphs["fp16"] = to_float16(base.load_graph())
-    schemes = [s for s in SCHEMES if spec.int8 and not base.has(f"int8.{s}")]
     if schemes:
         from .quantize import quantize
 

@@ -129,6 +129,7 @@ def check(artefact: Artefact, result: Verification, tolerances: Tolerances, trai
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    # Two answers of zeros are the same answer.
-    return np.where(norms > 0, (a * b).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny), 1.0)
+    with np.errstate(invalid="ignore"):  # NaN and infinity are for check() to find
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        # Two answers of zeros are the same answer.
+        return np.where(norms > 0, (a * b).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny), 1.0)

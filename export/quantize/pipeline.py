@@ -12,7 +12,7 @@ from runtime.backends import open_session
 from runtime.manifest import Preprocessing
 
 from ..float16 import to_float16
-from ..onnx_graph import GraphIndex, graph_digest
+from ..onnx_graph import add_outputs, graph_digest
 from .layers import tensors_to_observe
 from .qdq import insert_qdq
 
@@ -72,14 +72,3 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: 
     """
     quantized = insert_qdq(model, ranges, scheme)
     return to_float16(quantized) if scheme == "trt" else quantized
-
-
-def add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of a model that also gives out these float32 tensors; its own inputs among them are left out."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    index = GraphIndex(result)
-    for name in names:
-        if name not in index.outputs and name in index.producers:
-            result.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return result

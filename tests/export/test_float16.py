@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_refused_by_name(make_onnx, value, as_node):
         {"y": [2]},
         {} if as_node else {"big.weight": big},
     )
-    with pytest.raises(ExportError, match=r"^big\.weight holds .*65504.*without --fp16$"):
+    with pytest.raises(ExportError, match=r"^'big\.weight' holds .*65504.*without --fp16"):
         to_float16(model)
 
 

@@ -13,10 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calib import TensorRange, make_observer
 from export.errors import QuantizationError
-from export.onnx_graph import GraphIndex
+from export.onnx_graph import GraphIndex, add_outputs
 from export.quantize import insert_qdq, quantize, tensors_to_observe
 from export.quantize.layers import quantized_tensors
-from export.quantize.pipeline import add_outputs
 from export.quantize.qdq import activation_params, quantize_weight
 
 SCHEMES = ("cpu", "trt")
@@ -392,7 +391,7 @@ def test_operators_that_move_values_share_the_range_of_what_they_move(make_onnx,
     )
     x = random(2, 3, 5, 5, seed=1)
     assert tensors_to_observe(model) == ["x", "c"]
-    ranges, seen = minmax(model, {"x": x}, ort_run)
+    ranges, _ = minmax(model, {"x": x}, ort_run)
     quantized = insert_qdq(model, ranges, scheme)
     arrays = constants(quantized)
     moved = ("f",) if scheme == "trt" else ("c", "m", "t", "f")
