@@ -29,7 +29,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Identity" and node.output[0] not in index.outputs:
             renamed[node.output[0]] = node.input[0]
             continue
-        nodes.append(_pooling(node, index) or _flatten(node, index) or node)
+        nodes += _pooling(node, index) or _flatten(node, index) or [node]
     for node in nodes:
         for i, name in enumerate(node.input):
             while name in renamed:
@@ -49,17 +49,23 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _pooling(node: onnx.NodeProto, index: GraphIndex) -> onnx.NodeProto | None:
-    """ReduceMean over the height and width of a feature map is GlobalAveragePool."""
-    if node.op_type != "ReduceMean" or attribute(node, "keepdims", 1) != 1 or len(node.input) != 2:
+def _pooling(node: onnx.NodeProto, index: GraphIndex) -> list[onnx.NodeProto] | None:
+    """ReduceMean over the height and width of a feature map is GlobalAveragePool, and Flatten where it drops them."""
+    if node.op_type != "ReduceMean" or len(node.input) != 2:
         return None
     shape, axes = index.shape(node.input[0]), index.constant(node.input[1])
     if shape is None or len(shape) != 4 or axes is None or sorted(int(a) % 4 for a in axes) != [2, 3]:
         return None
-    return onnx.helper.make_node("GlobalAveragePool", [node.input[0]], node.output, node.name)
+    if attribute(node, "keepdims", 1):
+        return [onnx.helper.make_node("GlobalAveragePool", [node.input[0]], node.output, node.name)]
+    pooled = index.fresh(f"{node.output[0]}_pooled")
+    return [
+        onnx.helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], pooled),
+        onnx.helper.make_node("Flatten", [pooled], node.output, node.name, axis=1),
+    ]
 
 
-def _flatten(node: onnx.NodeProto, index: GraphIndex) -> onnx.NodeProto | None:
+def _flatten(node: onnx.NodeProto, index: GraphIndex) -> list[onnx.NodeProto] | None:
     """Reshaping or squeezing (N, C, 1, 1) to (N, C) is Flatten."""
     if node.op_type not in ("Reshape", "Squeeze"):
         return None
@@ -68,4 +74,4 @@ def _flatten(node: onnx.NodeProto, index: GraphIndex) -> onnx.NodeProto | None:
         return None
     if before[2:] != (1, 1) or before[1] is None or before[1] != after[1]:
         return None
-    return onnx.helper.make_node("Flatten", [node.input[0]], node.output, node.name, axis=1)
+    return [onnx.helper.make_node("Flatten", [node.input[0]], node.output, node.name, axis=1)]

@@ -118,13 +118,26 @@ def test_rewriting_preserves_results(make_onnx, ort_run, op_counts, axes, last):
     np.testing.assert_allclose(ort_run(simple, {"x": x})["y"], ort_run(model, {"x": x})["y"], atol=1e-6)
 
 
+def test_a_mean_that_drops_its_dimensions(make_onnx, ort_run, op_counts):
+    model = make_onnx(
+        [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)],
+        {"x": ["batch", 6, 5, 4]},
+        {"y": ["batch", 6]},
+        {"axes": np.array([2, 3], np.int64)},
+    )
+    simple = simplify(_inferred(model))
+    assert op_counts(simple) == {"GlobalAveragePool": 1, "Flatten": 1}
+    x = np.random.default_rng(0).standard_normal((3, 6, 5, 4)).astype(np.float32)
+    np.testing.assert_allclose(ort_run(simple, {"x": x})["y"], x.mean((2, 3)), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("axes", "keepdims", "shape", "out"),
     [
         ([1], 1, ["batch", 6, 5, 4], ["batch", 1, 5, 4]),  # over the channels
-        ([2, 3], 0, ["batch", 6, 5, 4], ["batch", 6]),  # drops the dimensions itself
         ([1, 2], 1, ["batch", 6, 5], ["batch", 1, 1]),  # no feature map
         ([2], 1, ["batch", 6, 5, 4], ["batch", 6, 1, 4]),
+        ([1, 2], 0, ["batch", 6, 5, 4], ["batch", 4]),
     ],
 )
 def test_other_means_stay(make_onnx, ort_run, op_counts, axes, keepdims, shape, out):
