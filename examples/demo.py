@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from runtime.table import format_table
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader
@@ -31,6 +30,7 @@ from holocron.models import repvgg_a0
 from holocron.trainer import ClassificationTrainer
 from holocron.transforms import Resize
 from runtime.manifest import read_manifest
+from runtime.table import format_table
 
 SIZE = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
