@@ -266,32 +266,32 @@ def _make_graphs(
     warn: Callable[[str], None],
 ) -> dict[str, onnx.ModelProto]:
     """The ONNX graphs that are asked for and not there yet, by variant."""
-    graphs: dict[str, onnx.ModelProto] = {}
-    if not base.has("fp32"):
-        graphs["fp32"] = base.load_graph()
     schemes = [s for s in SCHEMES if spec.int8 and not base.has(f"int8.{s}")]
-    fp16 = spec.fp16 and not base.has("fp16")
+    fp16, fp32 = spec.fp16 and not base.has("fp16"), not base.has("fp32")
+    if not schemes and base.folder is not None and (base.folder / CACHE_NAME).is_file():
+        writer.keep(base.folder, CACHE_NAME)
+    if not (fp32 or fp16 or schemes):
+        return {}
+    graph = base.load_graph()  # from here on there is onnx
+    graphs = {"fp32": graph} if fp32 else {}
     if fp16 or "trt" in schemes:
         from .float16 import check_activations
 
         images = find_images(spec.calib or sample_folder(), VERIFICATION_IMAGES, spec.seed)
         with progress.stage("checking that activations fit float16"):
-            check_activations(base.load_graph(), images, base.manifest.preprocessing)
+            check_activations(graph, images, base.manifest.preprocessing)
     if fp16:
         from .float16 import to_float16
 
         with progress.stage("converting to float16"):
-            graphs["fp16"] = to_float16(base.load_graph())
+            graphs["fp16"] = to_float16(graph)
     if schemes:
         from .quantize import quantize
 
-        graph = base.load_graph()
         cache = _calibration(graph, spec, base, destination, progress, warn)
         with progress.stage("quantizing"):
             graphs.update({f"int8.{scheme}": quantize(graph, cache.ranges, scheme) for scheme in schemes})
         writer.write(CACHE_NAME, cache.to_json().encode())
-    elif base.folder is not None and (base.folder / CACHE_NAME).is_file():
-        writer.keep(base.folder, CACHE_NAME)
     return graphs
 
 

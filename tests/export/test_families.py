@@ -23,7 +23,7 @@ RTX = EngineInfo("tensorrt_rtx", "1", "8.6", 2)
 LARGEST_ERROR = 1e-5
 OPERATORS = {"Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"}
 
-SMALL = [("mobileone_s0", 64), ("repvgg_a0", 32)]
+SMALL = [("mobileone_s0", 32), ("repvgg_a0", 32)]
 REST = [
     *[(f"repvgg_{kind}", 224) for kind in ("a0", "a1", "a2", "b0", "b1", "b2", "b3")],
     *[(f"mobileone_s{i}", 224) for i in range(4)],
