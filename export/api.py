@@ -47,8 +47,8 @@ def export_model(
     """Export a model to a bundle, or add what is missing to a bundle. The same as `holocron-export`.
 
     Args:
-        model: an architecture's name, an existing bundle, or a module (N, 3, H, W) to (N, K), which is put in
-            evaluation mode and reparameterized in place
+        model: an architecture's name, the path of an existing bundle (`"./repvgg_a0"` where an architecture has the
+            same name), or a module (N, 3, H, W) to (N, K), which is put in evaluation mode and reparameterized in place
         output: the folder to write; None for the model's name in the current folder, or the bundle itself
         weights: `"default"` (the published checkpoint), `"none"` (random), a checkpoint entry, or a file
         num_classes: number of classes; None takes it from the labels or the weights
@@ -76,7 +76,9 @@ def export_model(
     Raises:
         HolocronError: if something cannot be done as asked; nothing is left on disk then, and what was there is whole
     """
-    is_name = isinstance(model, (str, os.PathLike))
+    if isinstance(model, os.PathLike):
+        model = str(Path(model).absolute())  # a path is never an architecture
+    is_name = isinstance(model, str)
     if not is_name and preprocessing is None:
         raise ExportError("exporting a module needs `preprocessing`: the module does not know how its images are made")
     if not is_name and (weights != "default" or num_classes is not None):
@@ -94,7 +96,7 @@ def export_model(
         "seed": seed,
     }
     spec = ExportSpec(
-        model=os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__.lower(),
+        model=model if isinstance(model, str) else type(model).__name__.lower(),
         output=_path(output),
         weights=os.fspath(weights),
         num_classes=num_classes,
@@ -106,7 +108,7 @@ def export_model(
         tolerances=tolerances or Tolerances(),
         **options,
     )
-    return run_export(spec, progress, None if isinstance(model, (str, os.PathLike)) else model)
+    return run_export(spec, progress, None if isinstance(model, str) else model)
 
 
 def _path(value: StrPath | None) -> Path | None:

@@ -166,7 +166,8 @@ def check_destination(destination: Path, replace: bool) -> None:
     if not destination.is_dir() or destination.is_symlink():
         raise ExportError(f"{destination} exists and is not a folder: choose another with -o")
     if not replace:
-        raise ExportError(f"{destination} exists: pass --force to replace it, or choose another folder with -o")
+        add = f"; or name it ./{destination} to add to it" if destination.name == str(destination) else ""
+        raise ExportError(f"{destination} exists: pass --force to replace it, or choose another folder with -o{add}")
     if any(destination.iterdir()) and not (destination / MANIFEST_NAME).is_file():
         raise ExportError(f"{destination} holds something other than a bundle, and --force replaces bundles only")
 

@@ -56,7 +56,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def main(as_json: bool, quiet: bool, input_size: tuple[int, int] | None, **options: Any) -> None:
-    """Export MODEL, an architecture's name, to a bundle; or add what is missing to MODEL, an existing bundle.
+    """Export MODEL, an architecture's name, to a bundle; or add what is missing to MODEL, the path of a bundle.
 
     \b
       holocron-export repvgg_a0 --int8 --calib photos/

@@ -98,7 +98,7 @@ def run_export(spec: ExportSpec, progress: Progress | None = None, module: nn.Mo
         HolocronError: if something cannot be done as asked; the destination is then as it was before
     """
     progress = progress or Silent()
-    is_bundle = module is None and (Path(spec.model) / MANIFEST_NAME).is_file()
+    is_bundle = module is None and _is_bundle(spec.model)
     destination = _destination(spec, is_bundle)
     replace_existing = spec.force or (is_bundle and spec.output is None)
     check_destination(destination, replace_existing)
@@ -123,6 +123,19 @@ def run_export(spec: ExportSpec, progress: Progress | None = None, module: nn.Mo
         manifest = replace(base.manifest, artefacts=artefacts, provenance=_provenance(base, spec))
         bundle = writer.commit(manifest)
     return ExportResult(bundle, manifest, tuple(a.file for a in (*made, *built)), tuple(warnings))
+
+
+def _is_bundle(model: str) -> bool:
+    """Whether a model is an existing bundle. `repvgg_a0` is the architecture, `./repvgg_a0` the bundle made of it."""
+    if not (Path(model) / MANIFEST_NAME).is_file():
+        return False
+    if Path(model).name != model:
+        return True
+    try:
+        from holocron import models
+    except ImportError:  # on a device there are no architectures, only bundles
+        return True
+    return model not in models.list_models()
 
 
 def _destination(spec: ExportSpec, is_bundle: bool) -> Path:

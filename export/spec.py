@@ -44,7 +44,7 @@ class ExportSpec:
     """One export, as asked for on the command line or in :func:`export.export_model`.
 
     Attributes:
-        model: an architecture's name, or the path of an existing bundle.
+        model: an architecture's name, or the path of an existing bundle, `./repvgg_a0` where the two are alike.
         output: the folder to write; None is the model's name in the current folder, or the bundle itself.
         weights: `"default"` (the published checkpoint), `"none"` (random), a checkpoint entry, or a file.
         num_classes: number of classes; None takes it from the labels or the weights.

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -257,6 +258,20 @@ def test_a_bundle_through_a_link_is_written_where_it_lies(own_bundle, tmp_path):
     assert result.bundle == own_bundle.resolve()
     assert (tmp_path / "link").is_symlink()
     assert "model.fp16.onnx" in names(own_bundle)
+
+
+def test_a_path_is_a_bundle_whatever_architectures_are_called(float_bundle, tmp_path, monkeypatch):
+    shutil.copytree(float_bundle, tmp_path / "repvgg_a0")
+    monkeypatch.chdir(tmp_path)
+    for path in ("./repvgg_a0", Path("repvgg_a0"), tmp_path / "repvgg_a0"):
+        assert export_model(path, fp16=True, force=True).made == ("model.fp16.onnx",)
+    with pytest.raises(ExportError, match=r"^repvgg_a0 exists: .*or name it \./repvgg_a0 to add to it$"):
+        export_model("repvgg_a0", fp16=True)
+
+
+def test_a_bundle_is_found_by_its_bare_name_where_no_architecture_has_it(own_bundle, monkeypatch):
+    monkeypatch.chdir(own_bundle.parent)
+    assert export_model("own", fp16=True).made == ("model.fp16.onnx",)
 
 
 @pytest.mark.parametrize("model", [".", "./", "../own", "../own/"])
