@@ -89,6 +89,15 @@ def made_once(tmp_path_factory, name):
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Workers that run side by side get in each other's way with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_net():
     """Makes the little classifier (N, 3, 24, 20) to (N, 5); the same weights for the same seed."""

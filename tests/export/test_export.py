@@ -185,12 +185,16 @@ def test_a_module_with_options_that_make_no_sense(tmp_path, tiny_net, preprocess
 # Determinism.
 
 
-def test_two_exports_are_byte_identical(tiny_net, tiny_bundle, preprocessing, photos, tmp_path):
+def test_two_exports_are_byte_identical(tiny_net, tiny_bundle, preprocessing, photos, tmp_path, calibrations):
+    """And the second reads the first one's calibration; that a calibration itself is repeatable is shown below."""
     labels = tmp_path / "labels.txt"
     labels.write_text("cat\ndog\neel\nfox\ngnu")
+    again = shutil.copytree(tiny_bundle, tmp_path / "again")
     options = {"preprocessing": preprocessing, "labels": labels, "fp16": True, "int8": True, "calib": photos}
-    export_model(tiny_net(), tmp_path / "again", **options)
-    first, second = contents(tiny_bundle), contents(tmp_path / "again")
+    result = export_model(tiny_net(), again, **options, force=True)
+    assert len(result.made) == 4
+    assert calibrations == []
+    first, second = contents(tiny_bundle), contents(again)
     assert first.keys() == second.keys()
     for file in (*VARIANTS, "calibration.json"):
         assert first[file] == second[file], file
@@ -451,12 +455,6 @@ def test_another_model_is_calibrated_anew(own_bundle, photos, calibrations, tiny
     export_model(own_bundle, int8=True, calib=photos)
     export_model(tiny_net(seed=1), own_bundle, preprocessing=preprocessing, int8=True, calib=photos, force=True)
     assert len(calibrations) == 2
-
-
-def test_the_same_model_exported_again_is_not(own_bundle, photos, calibrations, tiny_net, preprocessing):
-    export_model(own_bundle, int8=True, calib=photos)
-    export_model(tiny_net(), own_bundle, preprocessing=preprocessing, int8=True, calib=photos, force=True)
-    assert len(calibrations) == 1
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema_version": 99}', None])

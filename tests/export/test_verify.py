@@ -188,10 +188,12 @@ def test_a_network_that_overflows_float16_is_refused(tmp_path, tiny_net, preproc
         def forward(self, x):
             return self.net(x * 6e4) / 6e4
 
+    bundle = export_model(Loud(), tmp_path / "out", preprocessing=preprocessing, calib=photos).bundle
     for option in ("fp16", "int8"):
         with pytest.raises(ExportError, match=r"reaches .*e\+05 on these images, float16 ends at 65504"):
-            export_model(Loud(), tmp_path / "out", preprocessing=preprocessing, calib=photos, **{option: True})
-        assert holds_only(tmp_path)
+            export_model(bundle, calib=photos, **{option: True})
+        assert holds_only(tmp_path, "out")
+        assert holds_only(bundle, "manifest.json", "model.onnx")
 
 
 @pytest.mark.parametrize("kind", ["no image", "unreadable", "no folder of a label"])
