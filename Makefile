@@ -20,16 +20,16 @@ demo: $(STAMP) ## Train, export, verify, run and time a RepVGG on real images
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## The default tests
-	$(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 test-all: $(STAMP) ## The slow tests too
-	$(BIN)/python -m pytest -n 2 -q -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m ''
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --python-version 3.10 -p runtime
+	$(BIN)/mypy --python-version 3.10 -p runtime -p calib
 	$(BIN)/lint-imports --no-cache
 
 format: $(STAMP) ## Format the code

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import runtime
+from runtime.manifest import read_manifest
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     bundle, images = Path(sys.argv[1]), Path(sys.argv[2])
     paths = sorted(images.glob("*/*"))
     accuracy = {}
-    for artefact in runtime.read_manifest(bundle).artefacts:
+    for artefact in read_manifest(bundle).artefacts:
         if artefact.kind != "onnx":
             continue
         with runtime.load(bundle, precision=artefact.variant, backend="onnxruntime") as model:

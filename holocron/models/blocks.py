@@ -11,6 +11,8 @@ from holocron.models.reparam import BranchSum
 
 __all__ = ["check_layout", "conv_bn", "init_weights"]
 
+_VARIANCE_BESIDE_IDENTITY = 0.125
+
 
 def conv_bn(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, groups: int = 1
@@ -38,9 +40,11 @@ def init_weights(module: nn.Module) -> None:
     """Initialize in place so that activations keep their scale from layer to layer, before any training.
 
     Convolutions follow `He et al. <https://arxiv.org/abs/1502.01852>`_ over their fan-in, the one that is right for
-    depthwise convolutions too. The normalizations of parallel branches start at one over the square root of their
-    number: the sum of n independent unit-variance branches then has unit variance, so that even an untrained network of
-    thirty blocks stays within what float16 can hold.
+    depthwise convolutions too. Of parallel branches, the identity starts at one and the convolutions together at an
+    eighth of its variance: a network of thirty blocks then starts as a shallow one, which trains several times faster
+    in its first epochs, for the reason that the last normalization of a residual block starts near zero (`Goyal et al.
+    <https://arxiv.org/abs/1706.02677>`_). Where there is no identity the convolutions share unit variance. Either way
+    even an untrained network stays within what float16 can hold.
 
     Args:
         module: network whose submodules are initialized.
@@ -55,10 +59,10 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
     for layer in module.modules():
         if isinstance(layer, BranchSum):
-            for branch in layer:
-                norm = branch[-1] if isinstance(branch, nn.Sequential) else branch
-                if isinstance(norm, nn.BatchNorm2d) and norm.affine:
-                    nn.init.constant_(norm.weight, 1 / math.sqrt(len(layer)))
+            convolved = [branch for branch in layer if isinstance(branch, nn.Sequential)]
+            variance = 1.0 if len(convolved) == len(layer) else _VARIANCE_BESIDE_IDENTITY
+            for branch in convolved:
+                nn.init.constant_(branch[-1].weight, math.sqrt(variance / len(convolved)))
 
 
 def check_layout(num_blocks: Sequence[int], widths: Sequence[int], num_classes: int, in_channels: int) -> None:
