@@ -35,7 +35,7 @@ from runtime.table import format_table
 SIZE = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLITS = {"train": 0.6, "eval": 0.2, "unseen": 0.2}
-ENOUGH, EPOCHS, ROUNDS = 0.95, 3, 4
+ENOUGH, EPOCHS, ROUNDS = 0.95, 4, 3
 BIN = Path(sys.executable).parent
 
 

@@ -62,7 +62,9 @@ def init_weights(module: nn.Module) -> None:
             convolved = [branch for branch in layer if isinstance(branch, nn.Sequential)]
             variance = 1.0 if len(convolved) == len(layer) else _VARIANCE_BESIDE_IDENTITY
             for branch in convolved:
-                nn.init.constant_(branch[-1].weight, math.sqrt(variance / len(convolved)))
+                norm = branch[-1]
+                assert isinstance(norm, nn.BatchNorm2d)
+                nn.init.constant_(norm.weight, math.sqrt(variance / len(convolved)))
 
 
 def check_layout(num_blocks: Sequence[int], widths: Sequence[int], num_classes: int, in_channels: int) -> None:
