@@ -110,6 +110,8 @@ class ExportSpec:
             raise ExportError("give the input size in `preprocessing` or as `input_size`, not in both")
         if self.rtx_capabilities and not self.rtx:
             raise ExportError("--rtx-capability says what --rtx builds for: add --rtx")
+        if self.max_batch != 1 and not (self.trt or self.rtx):
+            raise ExportError(f"--max-batch {self.max_batch} is of an engine, ONNX files take any: add --trt or --rtx")
         for capability in self.rtx_capabilities:
             if not _CAPABILITY.fullmatch(capability):
                 raise ExportError(f"--rtx-capability {capability!r} is not a compute capability such as 8.6")

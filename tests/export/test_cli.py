@@ -68,11 +68,13 @@ def test_an_architecture_becomes_a_bundle(run, tmp_path, architecture, photos):
 def test_every_option_of_a_bundle(run, own_bundle, photos, tmp_path):
     out = tmp_path / "out"
     options = ["--fp16", "--int8", "--calib", photos, "--calib-samples", 5, "--calib-method", "minmax", "--seed", 7]
-    done = run(own_bundle, "-o", out, *options, "--max-batch", 2, "--force", "--json", "-q")
+    done = run(own_bundle, "-o", out, *options, "--rtx", "--max-batch", 2, "--force", "--json", "-q")
     assert (done.exit_code, done.stderr) == (0, "")
     result = json.loads(done.stdout)
     assert result["bundle"] == str(out)
-    assert sorted(result["made"]) == ["model.fp16.onnx", "model.int8.cpu.onnx", "model.int8.trt.onnx"]
+    graphs = [file for file in result["made"] if file.endswith(".onnx")]
+    assert sorted(graphs) == ["model.fp16.onnx", "model.int8.cpu.onnx", "model.int8.trt.onnx"]
+    assert [a["engine"]["max_batch"] for a in result["artefacts"] if a["engine"]] == [2, 2]
     assert any("calibrating on 5 images only" in w for w in result["warnings"])
     by_file = {a["file"]: a for a in result["artefacts"]}
     assert by_file["model.int8.cpu.onnx"]["verification"]["reference"] == "onnx-fp32"

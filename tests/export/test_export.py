@@ -516,6 +516,7 @@ def test_folders_without_a_readable_image(own_bundle, tmp_path, content):
         ({"num_classes": True}, "--num-classes True is out of range"),
         ({"calib_samples": 0}, "--calib-samples 0"),
         ({"max_batch": 5000}, "--max-batch 5000"),
+        ({"max_batch": 8}, "--max-batch 8 is of an engine"),
         ({"seed": -1}, "--seed -1"),
         ({"input_size": (0, 5)}, "--input-size 0"),
         ({"input_size": (32, 99999)}, "--input-size 99999"),
