@@ -9,7 +9,6 @@ neighbouring calls.
 """
 
 import argparse
-import hashlib
 import statistics
 import tempfile
 import time
@@ -19,47 +18,10 @@ from pathlib import Path
 import numpy as np
 
 import runtime
+from export import export_model
 from runtime.backends import open_session
 from runtime.bench import example_feeds
 from runtime.cpu import has_int8_dot_product, is_x86
-from runtime.manifest import Artefact, Manifest, Preprocessing, TensorSpec
-
-
-def make_bundle(folder: Path) -> Path:
-    """A bundle of RepVGG-A0 in float32, reparameterized, with random weights."""
-    import torch
-
-    from holocron.models import repvgg_a0
-
-    torch.manual_seed(0)
-    model = repvgg_a0().eval()
-    model.reparametrize()
-    file = folder / "model.onnx"
-    torch.onnx.export(
-        model,
-        (torch.zeros(2, 3, 224, 224),),
-        file,
-        dynamo=True,
-        external_data=False,
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
-    with torch.no_grad():
-        classes = model(torch.zeros(1, 3, 224, 224)).shape[1]
-    data = file.read_bytes()
-    manifest = Manifest(
-        "repvgg_a0",
-        "classification",
-        tuple(f"class {i}" for i in range(classes)),
-        (TensorSpec("input", "float32", ("batch", 3, 224, 224)),),
-        (TensorSpec("logits", "float32", ("batch", classes)),),
-        Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        (Artefact(file.name, "onnx", "fp32", len(data), hashlib.sha256(data).hexdigest()),),
-    )
-    (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
-    return folder
 
 
 def bare_call(backend: str, file: Path, threads: int, x: np.ndarray) -> Callable[[], object]:
@@ -94,7 +56,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=100)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = arguments.bundle or make_bundle(Path(folder))
+        bundle = arguments.bundle or export_model("repvgg_a0", Path(folder, "a0"), weights="none").bundle
         with runtime.load(bundle, arguments.precision, arguments.backend, arguments.threads) as model:
             x = example_feeds(model.manifest)["input"]
             file = bundle / model.artefact.file

@@ -224,9 +224,7 @@ def _from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> _Base:
     kept = _kept(manifest, spec, warn)
 
     def reference() -> Network:
-        session = open_session(path, "onnxruntime")
-        output = manifest.outputs[0].name
-        return lambda batch: np.asarray(session.run(batch)[output], np.float32)
+        return _network(open_session(path, "onnxruntime"), manifest.outputs[0].name)
 
     trained = manifest.provenance.get("weights") != "random"
     bare = replace(manifest, artefacts=())
@@ -290,7 +288,7 @@ def _make_graphs(
     if fp16 or "trt" in schemes:
         from .float16 import check_activations
 
-        images = find_images(spec.calib or sample_folder(), VERIFICATION_IMAGES, spec.seed)
+        images = _unlabelled_images(spec, VERIFICATION_IMAGES)
         with progress.stage("checking that activations fit float16"):
             check_activations(graph, images, base.manifest.preprocessing)
     if fp16:
@@ -323,7 +321,7 @@ def _calibration(
     preprocessing = base.manifest.preprocessing
     if spec.calib is None:
         warn("calibrating on the few sample images of the package: pass images like those it will see with --calib DIR")
-    images = find_images(spec.calib or sample_folder(), spec.calib_samples, spec.seed)
+    images = _unlabelled_images(spec, spec.calib_samples)
     if spec.calib is not None and len(images) < _FEW_IMAGES:
         warn(f"calibrating on {len(images)} images only: a few hundred give steadier ranges")
     path = (base.folder or destination) / CACHE_NAME
@@ -337,6 +335,11 @@ def _calibration(
     if cache.image_count < len(images):
         warn(f"{len(images) - cache.image_count} of {len(images)} calibration images could not be read")
     return cache
+
+
+def _unlabelled_images(spec: ExportSpec, samples: int) -> tuple[Path, ...]:
+    """A sample of the calibration images, or of those that come with the package."""
+    return find_images(spec.calib or sample_folder(), samples, spec.seed)
 
 
 def _write_graphs(graphs: dict[str, onnx.ModelProto], base: _Base, writer: BundleWriter) -> list[Artefact]:
@@ -372,7 +375,7 @@ def _verify(
         labelled = find_labelled_images(spec.eval_folder, base.manifest.labels)
         images, targets = tuple(path for path, _ in labelled), [target for _, target in labelled]
     else:
-        images = find_images(spec.calib or sample_folder(), VERIFICATION_IMAGES, spec.seed)
+        images = _unlabelled_images(spec, VERIFICATION_IMAGES)
     output = base.manifest.outputs[0].name
     sessions = {a.file: open_session(writer.folder / a.file, "onnxruntime") for a in made}
     try:
@@ -414,11 +417,10 @@ def _build_engines(
             file = engines.engine_file(variant, info)
             if file in existing:
                 continue
-            graph = (writer.folder / graphs[variant].file).read_bytes()
+            graph = graphs[variant]
             with progress.stage(f"building {file}"):
-                plan = engines.build_engine(graph, info)
-            precision, _, scheme = variant.partition(".")
-            built.append(writer.add(file, plan, "engine", precision, scheme or None, info))
+                plan = engines.build_engine((writer.folder / graph.file).read_bytes(), info)
+            built.append(writer.add(file, plan, "engine", graph.precision, graph.scheme, info))
     return built
 
 
@@ -433,10 +435,8 @@ def _engine_infos(spec: ExportSpec) -> list[EngineInfo]:
 
 def _engine_variants(spec: ExportSpec, graphs: set[str]) -> list[str]:
     """Which graphs become engines: those asked for; of a bundle, where none is, the one that runs fastest."""
-    by_precision = {"fp32": "fp32", "fp16": "fp16", "int8": "int8.trt"}
-    if spec.fp16 or spec.int8:
-        return [by_precision[p] for p in spec.engine_precisions]
-    return [next(v for v in ("int8.trt", "fp16", "fp32") if v in graphs)]
+    asked = [variant for variant, wanted in (("fp16", spec.fp16), ("int8.trt", spec.int8)) if wanted]
+    return asked or [next(v for v in ("int8.trt", "fp16", "fp32") if v in graphs)]
 
 
 def _provenance(base: _Base, spec: ExportSpec) -> dict[str, Any]:

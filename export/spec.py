@@ -121,12 +121,6 @@ class ExportSpec:
         """Compute capabilities to build TensorRT-RTX engines for, each once."""
         return tuple(dict.fromkeys(self.rtx_capabilities)) or DEFAULT_RTX_CAPABILITIES
 
-    @property
-    def engine_precisions(self) -> tuple[str, ...]:
-        """Precisions of the engines: those asked for, or float32 where none was."""
-        asked = tuple(p for p, wanted in (("fp16", self.fp16), ("int8", self.int8)) if wanted)
-        return asked or ("fp32",)
-
     @staticmethod
     def _check_range(option: str, value: int | None, lowest: int, highest: int) -> None:
         if value is None:
