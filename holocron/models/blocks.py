@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
 from holocron.models.reparam import BranchSum
 
-__all__ = ["check_layout", "conv_bn", "init_weights"]
+__all__ = ["check_layout", "conv_bn", "conv_sequence", "init_weights"]
 
 _VARIANCE_BESIDE_IDENTITY = 0.125
+_DROP_PROBABILITY = 0.1
 
 
 def conv_bn(
@@ -34,6 +36,39 @@ def conv_bn(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
     )
+
+
+def conv_sequence(
+    in_channels: int,
+    out_channels: int,
+    act_layer: nn.Module | None = None,
+    norm_layer: Callable[[int], nn.Module] | None = None,
+    drop_layer: Callable[..., nn.Module] | None = None,
+    conv_layer: Callable[..., nn.Module] | None = None,
+    **kwargs: Any,
+) -> list[nn.Module]:
+    """A convolution and what follows it: normalization, activation, dropout, each only where it is given.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        act_layer: activation; this very module becomes part of the sequence.
+        norm_layer: creates the normalization from the number of channels.
+        drop_layer: creates the regularization, from its drop probability ``p``.
+        conv_layer: creates the convolution, with the arguments of :class:`torch.nn.Conv2d`, which is the default.
+        **kwargs: further arguments of the convolution, ``kernel_size`` among them.
+
+    Returns:
+        modules to be put in a row, in the order above
+    """
+    layers: list[nn.Module] = [(conv_layer or nn.Conv2d)(in_channels, out_channels, **kwargs)]
+    if norm_layer is not None:
+        layers.append(norm_layer(out_channels))
+    if act_layer is not None:
+        layers.append(act_layer)
+    if drop_layer is not None:
+        layers.append(drop_layer(p=_DROP_PROBABILITY))
+    return layers
 
 
 def init_weights(module: nn.Module) -> None:
