@@ -65,7 +65,7 @@ def test_signature(name):
     assert str(inspect.signature(getattr(models, name))) == FACTS[name]["signature"]
 
 
-@pytest.mark.parametrize("name", cases("state_dict_sha256"))
+@pytest.mark.parametrize("name", list(cases("state_dict_sha256")))
 def test_state_dict(name):
     expected = FACTS[name]
     with torch.device("meta"):
@@ -82,7 +82,7 @@ def test_state_dict(name):
     assert hashlib.sha256(lines.encode()).hexdigest() == expected["state_dict_sha256"]
 
 
-@pytest.mark.parametrize("name", cases("golden"))
+@pytest.mark.parametrize("name", list(cases("golden")))
 def test_golden_answer(name):
     golden = FACTS[name]["golden"]
     model = build(name)
