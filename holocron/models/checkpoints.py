@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from torchvision.models import ResNet50_Weights
 from torchvision.transforms import InterpolationMode
 
 __all__ = [
     "IMAGENETTE_CATEGORIES",
+    "IMAGENET_CATEGORIES",
     "Checkpoint",
     "Dataset",
     "Evaluation",
@@ -47,6 +49,9 @@ IMAGENETTE_CATEGORIES: tuple[str, ...] = (
     "golf ball",
     "parachute",
 )
+
+# The usual order of the 1000 classes, by the sorted identifiers of their WordNet synsets, with torchvision's names.
+IMAGENET_CATEGORIES: tuple[str, ...] = tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 @dataclass(frozen=True)
@@ -153,15 +158,53 @@ def imagenette_checkpoint(
     Returns:
         the checkpoint's description
     """
+    return _release_checkpoint(
+        Dataset.IMAGENETTE, IMAGENETTE_CATEGORIES, arch, release, sha256, size, num_params, top1, top5
+    )
+
+
+def imagenet_checkpoint(
+    arch: str, *, release: str, sha256: str, size: int, num_params: int, top1: float, top5: float
+) -> Checkpoint:
+    """Describe weights trained on ImageNet-1k at 224 × 224 and published with a release of Holocron.
+
+    Args:
+        arch: name of the builder.
+        release: tag of the release, for example ``v0.1.2``.
+        sha256: hexadecimal digest of the file; its first eight digits are part of the file's name.
+        size: size of the file in bytes, as it was announced.
+        num_params: number of parameters of the model.
+        top1: top-1 accuracy on the validation split, between 0 and 1.
+        top5: top-5 accuracy, likewise.
+
+    Returns:
+        the checkpoint's description
+    """
+    return _release_checkpoint(
+        Dataset.IMAGENET1K, IMAGENET_CATEGORIES, arch, release, sha256, size, num_params, top1, top5
+    )
+
+
+def _release_checkpoint(
+    dataset: Dataset,
+    categories: tuple[str, ...],
+    arch: str,
+    release: str,
+    sha256: str,
+    size: int,
+    num_params: int,
+    top1: float,
+    top5: float,
+) -> Checkpoint:
     return Checkpoint(
-        evaluation=Evaluation(Dataset.IMAGENETTE, {Metric.TOP1_ACC: top1, Metric.TOP5_ACC: top5}),
+        evaluation=Evaluation(dataset, {Metric.TOP1_ACC: top1, Metric.TOP5_ACC: top5}),
         meta=LoadingMeta(
             url=f"{_RELEASES}/{release}/{arch}_224-{sha256[:8]}.pth",
             sha256=sha256,
             size=size,
             arch=arch,
             num_params=num_params,
-            categories=IMAGENETTE_CATEGORIES,
+            categories=categories,
         ),
         pre_processing=PreProcessing(input_shape=(3, 224, 224)),
     )

@@ -10,8 +10,8 @@ from holocron.models.classification.rexnet import *  # noqa: F403
 __all__: list[str] = []
 __all__ += darknet.__all__
 __all__ += darknetv2.__all__
+__all__ += darknetv3.__all__
+__all__ += darknetv4.__all__
 __all__ += mobileone.__all__
 __all__ += repvgg.__all__
 __all__ += rexnet.__all__
-__all__ += darknetv3.__all__
-__all__ += darknetv4.__all__
