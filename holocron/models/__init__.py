@@ -1,5 +1,5 @@
-from holocron.models import checkpoints, classification, errors
 from holocron.models.classification import *  # noqa: F403 - the package says what it exports
+from holocron.models.detection import *  # noqa: F403
 from holocron.models.errors import *  # noqa: F403
 from holocron.models.loading import load_checkpoint, load_state_dict, load_weights
 from holocron.models.registry import ModelInfo, build_model, get_model_info, list_models, register_model
@@ -9,6 +9,7 @@ __all__ = [
     "build_model",
     "checkpoints",
     "classification",
+    "detection",
     "get_model_info",
     "list_models",
     "load_checkpoint",
@@ -17,4 +18,5 @@ __all__ = [
     "register_model",
 ]
 __all__ += classification.__all__
+__all__ += detection.__all__
 __all__ += errors.__all__
