@@ -1,3 +1,4 @@
+from holocron.models import checkpoints, classification, detection, errors
 from holocron.models.classification import *  # noqa: F403 - the package says what it exports
 from holocron.models.detection import *  # noqa: F403
 from holocron.models.errors import *  # noqa: F403
