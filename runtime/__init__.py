@@ -10,7 +10,7 @@ Importing this imports no backend.
 
 from .errors import BackendError, BundleError, HolocronError, ImageError, InputError
 from .model import Model, load
-from .results import Classification, Prediction
+from .results import Classification, Prediction, Region, Segmentation
 
 __all__ = [
     "BackendError",
@@ -21,5 +21,7 @@ __all__ = [
     "InputError",
     "Model",
     "Prediction",
+    "Region",
+    "Segmentation",
     "load",
 ]

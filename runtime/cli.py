@@ -1,4 +1,4 @@
-"""`holocron-run` classifies images with a bundle, `holocron-bench` times it."""
+"""`holocron-run` classifies or segments images with a bundle, `holocron-bench` times it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ import click
 from .backends import BACKENDS
 from .bench import BenchRow, benchmark
 from .cli_errors import USAGE, OneLineCommand, print_error
-from .errors import BackendError, HolocronError, ImageError
+from .errors import BackendError, BundleError, HolocronError, ImageError
 from .images import list_images
 from .model import Model, load
+from .results import Segmentation
 from .table import format_table
+from .tasks import Result, TaskBehaviour, task_behaviour
 
+_FOLDER = click.Path(path_type=Path, file_okay=False)
 _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
 
 
 @click.command(cls=OneLineCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
-@click.option("--top", default=1, show_default=True, type=click.IntRange(1), help="Classes to print for each image.")
+@click.option(
+    "--top", type=click.IntRange(1), help="Classes to print for each image; by default the likeliest, or all."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list, one object an image.")
+@click.option("--save", type=_FOLDER, help="Folder for the class map of each image, as a coloured PNG.")
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="By default the best that suits the backend.")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="By default the best that is installed.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads; by default the physical cores.")
@@ -33,47 +39,80 @@ _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
 def run(
     bundle: Path,
     images: tuple[Path, ...],
-    top: int,
+    top: int | None,
     as_json: bool,
+    save: Path | None,
     precision: str | None,
     backend: str | None,
     threads: int | None,
     device: str | None,
 ) -> int:
-    """Classify each IMAGE with BUNDLE. A folder stands for the images in it, sorted.
+    """Classify or segment each IMAGE with BUNDLE. A folder stands for the images in it, sorted.
 
-    An image that cannot be taken is reported on stderr, the others are still classified, and the exit code is 2.
+    Of a classifier the likeliest class is printed, of a segmenter the share of the pixels that each class has. An image
+    that cannot be taken is reported on stderr, the others are still answered, and the exit code is 2.
     """
     with load(bundle, precision, backend, threads, device) as model:
-        answers = [answer for image in images for answer in _answers(model, image, top)]
+        behaviour = task_behaviour(model.manifest)
+        saver = None if save is None else _Saver(save, model)
+        top = top or behaviour.default_top
+        answers = [answer for image in images for answer in _answers(model, image, top, saver)]
     if as_json:
         click.echo(json.dumps(answers, indent=2, ensure_ascii=False))
     else:
-        _print_answers(answers)
+        _print_answers(answers, behaviour)
     return USAGE if any("error" in answer for answer in answers) else 0
 
 
-def _answers(model: Model, image: Path, top: int) -> Iterator[dict[str, Any]]:
+class _Saver:
+    """Writes class maps into a folder, each under the name of its image, with a number where two have the same."""
+
+    def __init__(self, folder: Path, model: Model) -> None:
+        if model.task != "segmentation":
+            raise BundleError(f"--save writes class maps, which a bundle for {model.task} does not give: leave it out")
+        self._folder, self._taken = folder, set[str]()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ImageError(f"cannot make the folder {folder}: {e.strerror or e}") from e
+
+    def __call__(self, image: Path, result: Result) -> str:
+        assert isinstance(result, Segmentation)
+        name, number = image.stem, 1
+        while name in self._taken:
+            name, number = f"{image.stem}-{number}", number + 1
+        self._taken.add(name)
+        path = self._folder / f"{name}.png"
+        try:
+            result.image().save(path)
+        except OSError as e:
+            raise ImageError(f"cannot write {path}: {e.strerror or e}") from e
+        return str(path)
+
+
+def _answers(model: Model, image: Path, top: int | None, saver: _Saver | None) -> Iterator[dict[str, Any]]:
     """What the model says of an image, or of each image of a folder; an error takes the answer's place."""
     try:
         if image.is_dir():
             for file in list_images(image):
-                yield from _answers(model, file, top)
+                yield from _answers(model, file, top, saver)
         else:
-            yield {"image": str(image), **model(image).to_dict(top)}
+            result = model(image)
+            saved = {} if saver is None else {"saved": saver(image, result)}
+            yield {"image": str(image), **result.to_dict(top), **saved}
     except ImageError as e:
         print_error(str(e))
         yield {"image": str(image), "error": str(e)}
 
 
-def _print_answers(answers: list[dict[str, Any]]) -> None:
+def _print_answers(answers: list[dict[str, Any]], behaviour: TaskBehaviour) -> None:
     rows = [
-        (answer["image"] if rank == 0 else "", prediction["label"], f"{prediction['score']:.4f}")
+        (answer["image"] if rank == 0 else "", entry["label"], f"{entry[behaviour.figure]:.4f}")
         for answer in answers
-        for rank, prediction in enumerate(answer.get("top", ()))
+        for rank, entry in enumerate(answer.get(behaviour.listing, ()))
     ]
     if rows:
-        click.echo(format_table(("image", "label", "score"), rows))
+        click.echo(format_table(("image", "label", behaviour.figure), rows))
 
 
 @click.command(cls=OneLineCommand)

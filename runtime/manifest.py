@@ -26,7 +26,7 @@ VARIANT_KEY = "holocron.variant"
 
 PRECISIONS = ("fp32", "fp16", "int8")
 SCHEMES = ("cpu", "trt")
-TASKS = ("classification",)
+TASKS = ("classification", "detection", "segmentation")
 KINDS = ("onnx", "engine")
 RESIZE_MODES = ("squish", "pad")
 PAD_MODES = ("constant", "edge", "reflect", "symmetric")
@@ -104,9 +104,10 @@ class Verification:
     Attributes:
         reference: what it was compared with: `"pytorch"`, or `"onnx-fp32"` when made from a bundle without torch.
         images: number of images.
-        relative_error: ‖ours − reference‖ / ‖reference‖ over all outputs.
-        cosine: smallest cosine similarity of the outputs of one image.
-        top1_agreement: share of the images with the same first class, 0 to 1.
+        relative_error: ‖ours − reference‖ / ‖reference‖ over all images, of the output where it is largest.
+        cosine: smallest cosine similarity of one output of one image.
+        top1_agreement: share of the images, in segmentation of the pixels, with the same first class, 0 to 1; None for
+            outputs that are not scores of classes, such as a detector's raw heads.
         accuracy: share of the labelled images answered rightly, 0 to 1; None without labels.
         reference_accuracy: the same of the reference.
         labelled_images: number of labelled images; 0 without labels.
@@ -117,7 +118,7 @@ class Verification:
     images: int
     relative_error: float
     cosine: float
-    top1_agreement: float
+    top1_agreement: float | None
     accuracy: float | None = None
     reference_accuracy: float | None = None
     labelled_images: int = 0
@@ -160,8 +161,8 @@ class Manifest:
 
     Attributes:
         name: the model's name, e.g. `"repvgg_a0"`.
-        task: what the outputs mean: `"classification"`.
-        labels: one name a class, in the order of the outputs.
+        task: what the outputs mean, one of :data:`TASKS`.
+        labels: one name a class, in the order of the classes in the outputs.
         inputs: the network's inputs.
         outputs: the network's outputs.
         preprocessing: how an image becomes the input.
@@ -451,14 +452,13 @@ class _Parser:
         self.keys(data, Verification, place)
         optional = {
             k: None if data.get(k) is None else self.number(data[k], f"{place}.{k}")
-            for k in ("accuracy", "reference_accuracy")
+            for k in ("top1_agreement", "accuracy", "reference_accuracy")
         }
         return Verification(
             reference=self.text(data["reference"], f"{place}.reference"),
             images=self.integer(data["images"], f"{place}.images", 0, 2**53),
             relative_error=self.number(data["relative_error"], f"{place}.relative_error"),
             cosine=self.number(data["cosine"], f"{place}.cosine"),
-            top1_agreement=self.number(data["top1_agreement"], f"{place}.top1_agreement"),
             labelled_images=self.integer(data.get("labelled_images", 0), f"{place}.labelled_images", 0, 2**53),
             backend=self.text(data.get("backend", "onnxruntime"), f"{place}.backend"),
             **optional,

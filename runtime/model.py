@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,25 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import BACKENDS, available_backends, check_threads, open_session, preferred_backends, unavailable
-from .backends.base import Session, closed_error
+from .backends.base import Array, Session, closed_error
 from .errors import BackendError, BundleError, ImageError
 from .images import ImageSource
-from .manifest import METADATA_KEY, VARIANT_KEY, Artefact, Manifest, artefact_path, read_manifest
+from .manifest import METADATA_KEY, VARIANT_KEY, Artefact, Manifest, TensorSpec, artefact_path, read_manifest
 from .onnx_metadata import read_metadata
 from .preprocess import Preprocessor
-from .results import Classification
+from .tasks import Result, task_behaviour
 
 _ALIASES = {"float32": "fp32", "float16": "fp16"}
 _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
 _CHUNK = 32  # images fed at once from a long list: more gain nothing on the processor and cost memory
+_CHUNK_VALUES = 2**24  # outputs of a chunk: feature maps of 32 images would be gigabytes
 _UNKNOWN = "unknown"
 
 
 class Model:
-    """A classifier, opened from a bundle by :func:`load`. Several threads may call it at once.
+    """A network, opened from a bundle by :func:`load`. Several threads may call it at once.
 
     Attributes:
         manifest: all that the bundle says of the model.
+        task: what it does, one of :data:`runtime.manifest.TASKS`.
         labels: one name a class.
         artefact: the file that was opened; None for a lone ONNX file.
         precision: `"fp32"`, `"fp16"`, `"int8.cpu"` or `"int8.trt"`; `"unknown"` for an ONNX file that does not say.
@@ -45,6 +48,7 @@ class Model:
         self, manifest: Manifest, session: Session, precision: str, threads: int, artefact: Artefact | None = None
     ) -> None:
         self.manifest = manifest
+        self.task = manifest.task
         self.labels = manifest.labels
         self.artefact = artefact
         self.precision = precision
@@ -53,36 +57,56 @@ class Model:
         self.threads = threads
         self.session = session
         self._preprocessor = Preprocessor(manifest.preprocessing)
+        self._behaviour = task_behaviour(manifest)
         self._fixed_batch = _check_network(manifest, session)
+        self._chunk = _chunk(manifest)
         self._closed = False
 
     @overload
-    def __call__(self, image: ImageSource) -> Classification: ...  # type: ignore[overload-overlap]
+    def __call__(self, image: ImageSource) -> Result: ...  # type: ignore[overload-overlap]
 
     @overload
-    def __call__(self, image: Sequence[ImageSource]) -> list[Classification]: ...
+    def __call__(self, image: Sequence[ImageSource]) -> list[Result]: ...
 
     def __call__(self, image: Any) -> Any:
-        """Classify one image or several.
+        """Classify or segment one image or several.
 
         Args:
             image: a path, a Pillow image or a uint8 array `(H, W, 3)`; or a list of those; or a uint8 array
                 `(N, H, W, 3)`
 
         Returns:
-            an answer; for several images a list of answers in their order
+            a :class:`~runtime.results.Classification` or a :class:`~runtime.results.Segmentation`, as the task is; for
+            several images a list of them in their order
+
+        Raises:
+            ImageError: if one is not an image that can be taken
+            BackendError: if the network fails, answers with NaN, or the model is closed
+            BundleError: if the network gives what is no answer yet: the raw heads of a detector
+        """
+        images = _several(image)
+        if images is None:
+            return self._answers([image])[0]
+        results: list[Result] = []
+        for start in range(0, len(images), self._chunk):
+            results += self._answers(images[start : start + self._chunk], start)
+        return results
+
+    def run(self, image: ImageSource | Sequence[ImageSource]) -> dict[str, Array]:
+        """What the network itself gives for one image or several, before anything is made of it.
+
+        Args:
+            image: one image, or N images, as a call takes them; all N are fed at once
+
+        Returns:
+            the outputs by name, each of N entries in its first dimension (1 for one image)
 
         Raises:
             ImageError: if one is not an image that can be taken
             BackendError: if the network fails, answers with NaN, or the model is closed
         """
-        if isinstance(image, np.ndarray) and image.ndim == 4:
-            if image.dtype != np.uint8:
-                raise ImageError(f"the batch of images is {image.dtype}: expected uint8 from 0 to 255")
-            return self._classify(list(image))
-        if isinstance(image, (list, tuple)):
-            return self._classify(image)
-        return self._answers(self.preprocess(image))[0]
+        images = _several(image)
+        return self._run(self._preprocessor.batch([image] if images is None else images))  # type: ignore[list-item]
 
     def preprocess(self, image: ImageSource | Sequence[ImageSource]) -> NDArray[np.float32]:
         """The array that the network takes for one image or several: `session.run` accepts it.
@@ -119,45 +143,36 @@ class Model:
             f"{self.device}{', closed' if self._closed else ''})"
         )
 
-    def _classify(self, images: Sequence[ImageSource]) -> list[Classification]:
-        results: list[Classification] = []
-        for start in range(0, len(images), _CHUNK):
-            batch = self._preprocessor.batch(images[start : start + _CHUNK], first=start)
-            results += self._answers(batch)
-        return results
+    def _answers(self, images: Sequence[ImageSource], first: int = 0) -> list[Result]:
+        batch, sizes = self._preprocessor.batch_with_sizes(images, first)
+        return self._behaviour.answers(self.manifest, self._run(batch), sizes)
 
-    def _answers(self, batch: NDArray[np.float32]) -> list[Classification]:
+    def _run(self, batch: NDArray[np.float32]) -> dict[str, Array]:
         if self._closed:
             raise closed_error(self.backend)
-        return [Classification(row, self.labels) for row in self._logits(batch)]
-
-    def _logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        step = self._fixed_batch
-        if step is None:
-            return self._run(batch)
+        spec = self.manifest.inputs[0]
+        batch = batch.astype(spec.dtype, copy=False)
+        step = self._fixed_batch or len(batch)
         parts = []
-        for start in range(0, len(batch), step):
+        for start in range(0, len(batch), step or 1):
             part = batch[start : start + step]
             missing = step - len(part)
             fed = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]) if missing else part
-            parts.append(self._run(fed)[: len(part)])
-        return np.concatenate(parts)
+            outputs = self.session.run({spec.name: fed})
+            parts.append({name: array[: len(part)] for name, array in outputs.items()})
+        for outputs in parts:
+            self._check_finite(outputs)
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([outputs[name] for outputs in parts]) for name in parts[0]} if parts else {}
 
-    def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        spec = self.manifest.inputs[0]
-        outputs = self.session.run({spec.name: batch.astype(spec.dtype, copy=False)})
-        logits = np.asarray(outputs[self.manifest.outputs[0].name], np.float32)
-        if logits.shape != (len(batch), len(self.labels)):
-            raise BundleError(
-                f"the network answered {len(batch)} images with the shape {logits.shape}: expected one value for each "
-                f"of the {len(self.labels)} labels; export the model again"
-            )
-        if not np.isfinite(logits).all():
-            raise BackendError(
-                f"the network answered with NaN or infinite values in {self.precision} on {self.backend}: choose "
-                "another precision"
-            )
-        return logits
+    def _check_finite(self, outputs: Mapping[str, Array]) -> None:
+        for array in outputs.values():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise BackendError(
+                    f"the network answered with NaN or infinite values in {self.precision} on {self.backend}: choose "
+                    "another precision"
+                )
 
 
 @dataclass(frozen=True)
@@ -292,25 +307,58 @@ def _variant(source: _Source, wanted: str | None, backend: str) -> str:
     return variant
 
 
+def _several(image: Any) -> Sequence[ImageSource] | None:
+    """The images of a list or of an array of images; None for what is one image."""
+    if isinstance(image, np.ndarray) and image.ndim == 4:
+        if image.dtype != np.uint8:
+            raise ImageError(f"the batch of images is {image.dtype}: expected uint8 from 0 to 255")
+        return list(image)
+    return image if isinstance(image, (list, tuple)) else None
+
+
+def _chunk(manifest: Manifest) -> int:
+    """How many images to feed at once, so that their outputs stay small; what is not known counts as one."""
+    values = sum(math.prod(d for d in spec.shape[1:] if isinstance(d, int)) for spec in manifest.outputs)
+    return max(1, min(_CHUNK, _CHUNK_VALUES // values))
+
+
 def _check_network(manifest: Manifest, session: Session) -> int | None:
     """Check that the network is the one that the manifest describes; return its batch if that is fixed."""
-    if {len(manifest.inputs), len(manifest.outputs), len(session.inputs), len(session.outputs)} != {1}:
-        raise BundleError(f"{manifest.name}: a classifier has one input and one output; export the model again")
-    for said, found in ((manifest.inputs[0], session.inputs[0]), (manifest.outputs[0], session.outputs[0])):
-        if (said.name, said.dtype) != (found.name, found.dtype):
+    if len(manifest.inputs) != 1 or len(session.inputs) != 1:
+        raise BundleError(f"{manifest.name}: a network of images has one input; export the model again")
+    _check_tensor(manifest, manifest.inputs[0], session.inputs[0])
+    found = {spec.name: spec for spec in session.outputs}
+    if len(found) != len(manifest.outputs) or not all(spec.name in found for spec in manifest.outputs):
+        raise BundleError(
+            f"{manifest.name}: the manifest says the outputs {', '.join(repr(s.name) for s in manifest.outputs)}, the "
+            f"network has {', '.join(map(repr, found))}; export the model again"
+        )
+    for spec in manifest.outputs:
+        _check_tensor(manifest, spec, found[spec.name])
+        if not _fits(spec.shape[1:], found[spec.name].shape[1:]):
             raise BundleError(
-                f"{manifest.name}: the manifest says {said.name!r} of {said.dtype}, the network has {found.name!r} of "
-                f"{found.dtype}; export the model again"
+                f"{manifest.name}: the manifest says {spec.name!r} of {spec.shape}, the network has "
+                f"{found[spec.name].shape}; export the model again"
             )
-    shape, classes = session.inputs[0].shape, session.outputs[0].shape[-1:]
+    shape = session.inputs[0].shape
     fed = (3, *manifest.preprocessing.size)
-    if len(shape) != 4 or any(isinstance(s, int) and s != f for s, f in zip(shape[1:], fed, strict=True)):
+    if len(shape) != 4 or not _fits(fed, shape[1:]):
         raise BundleError(
             f"{manifest.name}: the network takes {shape}, preprocessing gives {fed}; export the model again"
         )
-    if len(session.outputs[0].shape) != 2 or (isinstance(classes[0], int) and classes[0] != len(manifest.labels)):
-        raise BundleError(
-            f"{manifest.name}: {len(manifest.labels)} labels do not fit a network that answers "
-            f"{session.outputs[0].shape}; export the model again"
-        )
     return shape[0] if isinstance(shape[0], int) else None
+
+
+def _check_tensor(manifest: Manifest, said: TensorSpec, found: TensorSpec) -> None:
+    if (said.name, said.dtype) != (found.name, found.dtype):
+        raise BundleError(
+            f"{manifest.name}: the manifest says {said.name!r} of {said.dtype}, the network has {found.name!r} of "
+            f"{found.dtype}; export the model again"
+        )
+
+
+def _fits(said: Sequence[int | str], found: Sequence[int | str]) -> bool:
+    """Whether two shapes can be of one tensor: of equal length, and equal wherever both are numbers."""
+    return len(said) == len(found) and all(
+        not isinstance(a, int) or not isinstance(b, int) or a == b for a, b in zip(said, found, strict=True)
+    )

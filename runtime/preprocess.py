@@ -16,7 +16,7 @@ from PIL import Image
 from .images import ImageSource, open_image
 from .manifest import Preprocessing
 
-__all__ = ["Preprocessor", "open_image", "padded_size", "resize"]
+__all__ = ["Preprocessor", "open_image", "padded_box", "padded_size", "resize"]
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -46,6 +46,24 @@ def padded_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, in
     return max(1, (2 * height * W + width) // (2 * width)), W
 
 
+def padded_box(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """Where an image lies in the network's input after resizing and, with `"pad"`, padding.
+
+    Args:
+        height: of the image, in pixels
+        width: of the image, in pixels
+        preprocessing: gives the network's size and what happens to the aspect ratio
+
+    Returns:
+        top, left, height and width in the network's pixels
+    """
+    H, W = preprocessing.size
+    if preprocessing.resize == "squish":
+        return 0, 0, H, W
+    inner_height, inner_width = padded_size(height, width, (H, W))
+    return (H - inner_height) // 2, (W - inner_width) // 2, inner_height, inner_width
+
+
 def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize an RGB image to the network's size.
 
@@ -62,10 +80,9 @@ def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     resample = _FILTERS[preprocessing.interpolation]
     if preprocessing.resize == "squish":
         return image.resize((W, H), resample)
-    height, width = padded_size(image.height, image.width, (H, W))
+    top, left, height, width = padded_box(image.height, image.width, preprocessing)
     if (image.height, image.width) != (height, width):
         image = image.resize((width, height), resample)
-    top, left = (H - height) // 2, (W - width) // 2
     around = ((top, H - height - top), (left, W - width - left), (0, 0))
     return Image.fromarray(np.pad(np.asarray(image), around, mode=cast("_PadMode", preprocessing.pad_mode)))
 
@@ -100,6 +117,12 @@ class Preprocessor:
         return out
 
     def batch(self, images: Sequence[ImageSource], first: int = 0) -> NDArray[np.float32]:
+        """Preprocess several images into one array: the first of what :meth:`batch_with_sizes` gives."""
+        return self.batch_with_sizes(images, first)[0]
+
+    def batch_with_sizes(
+        self, images: Sequence[ImageSource], first: int = 0
+    ) -> tuple[NDArray[np.float32], list[tuple[int, int]]]:
         """Preprocess several images into one array, each written in place.
 
         Args:
@@ -107,21 +130,24 @@ class Preprocessor:
             first: number of the first one, for the errors about images without a name
 
         Returns:
-            array of shape `(N, 3, H, W)`
+            array of shape `(N, 3, H, W)`, and the height and width of each image as it was, upright
 
         Raises:
             ImageError: if one is not an image that can be taken; images without a path are named by their number
         """
         out = np.empty((len(images), 3, *self.preprocessing.size), np.float32)
+        sizes = []
         for i, image in enumerate(images):
             named = isinstance(image, (str, bytes)) or hasattr(image, "__fspath__") or getattr(image, "filename", None)
-            self._into(image, None if named else f"image {first + i}", out[i])
-        return out
+            sizes.append(self._into(image, None if named else f"image {first + i}", out[i]))
+        return out, sizes
 
-    def _into(self, image: ImageSource, name: str | None, out: NDArray[np.float32]) -> None:
+    def _into(self, image: ImageSource, name: str | None, out: NDArray[np.float32]) -> tuple[int, int]:
+        opened = open_image(image, name)
         # Plane by plane: Pillow separates the channels faster than numpy reads them with a stride of three.
-        planes = resize(open_image(image, name), self.preprocessing).split()
+        planes = resize(opened, self.preprocessing).split()
         for plane, mean, std, target in zip(planes, self._mean, self._std, out, strict=True):
             np.divide(np.asarray(plane), np.float32(255), out=target, dtype=np.float32)
             target -= mean
             target /= std
+        return opened.height, opened.width

@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from .manifest import Preprocessing
+from .preprocess import padded_box
 
 
 @dataclass(frozen=True)
@@ -78,18 +82,139 @@ class Classification:
         """Softmax probability of the likeliest class, 0 to 1."""
         return float(self.probabilities()[self.index])
 
-    def to_dict(self, k: int = 5) -> dict[str, Any]:
+    def to_dict(self, k: int | None = None) -> dict[str, Any]:
         """The answer in plain values, for JSON.
 
         Args:
-            k: number of classes under `"top"`
+            k: number of classes under `"top"`; None for five
 
         Returns:
             `label`, `index` and `score` of the likeliest class, and `top`, a list of the same for k classes
         """
-        top = [{"label": p.label, "index": p.index, "score": p.score} for p in self.top(k)]
+        top = [{"label": p.label, "index": p.index, "score": p.score} for p in self.top(5 if k is None else k)]
         return {**top[0], "top": top}
 
     def __repr__(self) -> str:
         others = len(self.labels) - 1
         return f"Classification({self.label!r}, score={self.score:.4f}, {others} other classes)"
+
+
+@dataclass(frozen=True)
+class Region:
+    """All pixels of one class.
+
+    Attributes:
+        label: the class's name.
+        index: its place among the labels.
+        share: of the image's pixels, 0 to 1.
+    """
+
+    label: str
+    index: int
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A segmenter's answer to one image: the class of each pixel.
+
+    Attributes:
+        class_map: index of the likeliest class of each of the network's pixels, `(H, W)`, uint8, or int32 where there
+            are more than 256 classes; padding that preprocessing added is still in it.
+        labels: one name a class.
+        frame_size: height and width in pixels of the image that was given.
+        preprocessing: how that image became the network's input.
+    """
+
+    class_map: NDArray[np.uint8] | NDArray[np.int32]
+    labels: tuple[str, ...]
+    frame_size: tuple[int, int]
+    preprocessing: Preprocessing
+
+    def __post_init__(self) -> None:
+        if self.class_map.ndim != 2 or not self.class_map.size or not self.labels:
+            raise ValueError(f"{len(self.labels)} labels and a class map of shape {self.class_map.shape} are no answer")
+
+    def resized(self) -> NDArray[np.uint8] | NDArray[np.int32]:
+        """The class of each pixel of the image that was given.
+
+        What preprocessing did to the image is undone: padding is cut away, and each pixel takes the class of the
+        network's pixel that its centre falls into.
+
+        Returns:
+            class map of the image's height and width, of the same type
+        """
+        H, W = self.preprocessing.size
+        height, width = self.frame_size
+        top, left, inner_height, inner_width = padded_box(height, width, self.preprocessing)
+        rows = _nearest(height, inner_height, top, H, self.class_map.shape[0])
+        columns = _nearest(width, inner_width, left, W, self.class_map.shape[1])
+        return self.class_map[rows[:, None], columns]
+
+    def regions(self, k: int | None = None) -> list[Region]:
+        """The classes that the image has, padding left out.
+
+        Args:
+            k: how many, 1 at least; None for all
+
+        Returns:
+            classes by the share of the image's pixels, largest first; of equal ones the lower index first
+
+        Raises:
+            ValueError: if k is below 1
+        """
+        if k is not None and k < 1:
+            raise ValueError(f"k is {k}, expected 1 at least")
+        counts = np.bincount(self.resized().ravel(), minlength=len(self.labels))
+        order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+        return [Region(self.labels[i], i, float(counts[i] / counts.sum())) for i in order[:k]]
+
+    def image(self) -> Image.Image:
+        """The class map at the size of the image that was given, as a palette image to look at or to save as PNG.
+
+        Returns:
+            a Pillow image of mode P whose pixel values are class indices; class 0 is black. Of more than 256 classes,
+            a grey image of mode I;16 with the indices.
+        """
+        resized = self.resized()
+        if resized.dtype != np.uint8:
+            return Image.fromarray(resized.astype(np.uint16))
+        image = Image.fromarray(resized, "L")
+        image.putpalette(_palette(256).tobytes())
+        return image
+
+    def to_dict(self, k: int | None = None) -> dict[str, Any]:
+        """The answer in plain values, for JSON.
+
+        Args:
+            k: number of classes under `"classes"`; None for all that the image has
+
+        Returns:
+            `size`, the height and width of the image, and `classes`, a list of `label`, `index` and `share`
+        """
+        classes = [{"label": r.label, "index": r.index, "share": r.share} for r in self.regions(k)]
+        return {"size": list(self.frame_size), "classes": classes}
+
+    def __repr__(self) -> str:
+        largest = self.regions(1)[0]
+        height, width = self.frame_size
+        return f"Segmentation({height}×{width}, {largest.label!r} on {largest.share:.1%} of it)"
+
+
+def _nearest(length: int, inner: int, offset: int, outer: int, cells: int) -> NDArray[np.int64]:
+    """For each of `length` pixels, the cell that its centre falls into, where they fill `inner` of `outer` pixels, from
+    `offset` on, and the cells fill all of `outer`. Integers: no rounding decides.
+    """
+    centres = (2 * np.arange(length, dtype=np.int64) + 1) * inner + 2 * length * offset
+    return np.asarray(np.minimum(centres * cells // (2 * length * outer), cells - 1), np.int64)
+
+
+def _palette(colours: int) -> NDArray[np.uint8]:
+    """RGB colours that differ as much as they can early on: the bits of the index, lowest first, become the highest
+    bits of red, green and blue in turn, as in the label images of Pascal VOC.
+    """
+    index = np.arange(colours)
+    rgb = np.zeros((colours, 3), np.uint8)
+    for bit in range(8):
+        rgb[:, bit % 3] |= (((index >> bit) & 1) << (7 - bit // 3)).astype(np.uint8)
+    return rgb
