@@ -62,7 +62,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
                 f"{path} is not a state dict: its entry {key!r} is a {type(value).__name__}. Save model.state_dict(), "
                 "or a dictionary that has it under 'model'"
             )
-    return _strip_wrappers(dict(content))
+    return strip_wrappers(dict(content))
 
 
 def _read_pickle(path: Path) -> Any:
@@ -99,7 +99,8 @@ def _corrupt(path: Path, error: Exception) -> str:
     return f"{path} cannot be read as a checkpoint: it is damaged, cut off or of another format ({reason})"
 
 
-def _strip_wrappers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def strip_wrappers(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove from every key what ``DistributedDataParallel`` and ``torch.compile`` put in front of all of them."""
     for prefix in _WRAPPER_PREFIXES * 2:
         if all(key.startswith(prefix) for key in state_dict):
             state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
@@ -161,7 +162,7 @@ def _describe_mismatch(
                 f"{source} is for {theirs} classes, the model has {ours}: build it with num_classes={theirs}, or load "
                 "the backbone alone with load_weights(model, state_dict, backbone_only=True)"
             )
-    if _is_reparametrized_form(model, given):
+    if is_reparametrized_form(model, given):
         return (
             f"{source} holds the reparameterized form of {name}: call model.eval() and model.reparametrize() before "
             "loading it"
@@ -178,11 +179,13 @@ def _describe_mismatch(
     return f"{source} does not fit this {name}: {'; '.join(parts)}. Build the architecture that it was trained in"
 
 
-def _is_reparametrized_form(model: nn.Module, given: Mapping[str, Tensor]) -> bool:
+def is_reparametrized_form(model: nn.Module, given: Mapping[str, Tensor]) -> bool:
+    """Whether weights are of a model's reparameterized form, and the model is not in it."""
+    if given.keys() == model.state_dict().keys():
+        return False
     fused = copy.deepcopy(model).eval()
     reparametrize(fused)
-    keys = fused.state_dict().keys()
-    return keys == given.keys() and keys != model.state_dict().keys()
+    return fused.state_dict().keys() == given.keys()
 
 
 def _list_keys(keys: Iterable[str]) -> str:
