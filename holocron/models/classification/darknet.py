@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,6 +40,23 @@ def check_image(x: Tensor, smallest: int) -> None:
     height, width = x.shape[2:]
     if height < smallest or width < smallest:
         raise ValueError(f"expected images of {smallest} x {smallest} pixels or more, got {height} x {width}")
+
+
+def conv_chain(conv: Callable[..., list[nn.Module]], channels: Sequence[int]) -> list[nn.Module]:
+    """Convolutions that lead from one number of channels to the next: 3 × 3 where they widen, 1 × 1 elsewhere.
+
+    Args:
+        conv: creates a convolution and what follows it, as :func:`holocron.models.blocks.conv_sequence` does.
+        channels: channels of the input, then of the output of each convolution.
+
+    Returns:
+        modules to be put in a row
+    """
+    return [
+        layer
+        for given, made in pairwise(channels)
+        for layer in conv(given, made, **({"kernel_size": 3, "padding": 1} if made > given else {"kernel_size": 1}))
+    ]
 
 
 class DarknetBodyV1(nn.Module):
@@ -93,11 +110,7 @@ class DarknetBodyV1(nn.Module):
         stages: list[nn.Module] = []
         previous = stem_channels
         for widths in layout:
-            convolutions = [
-                conv(given, made, kernel_size=3, padding=1) if made > given else conv(given, made, kernel_size=1)
-                for given, made in pairwise([previous, *widths])
-            ]
-            stages.append(nn.Sequential(nn.MaxPool2d(2), *chain.from_iterable(convolutions)))
+            stages.append(nn.Sequential(nn.MaxPool2d(2), *conv_chain(conv, [previous, *widths])))
             previous = widths[-1]
         self.layers = nn.Sequential(*stages)
         self.smallest_input: int = 2 ** (len(layout) + 1) - 1

@@ -70,7 +70,12 @@ class DarknetBodyV2(nn.Module):
         conv_layer: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(in_channels=in_channels, stem_channels=stem_channels, widths=[width for width, _ in layout])
+        check_sizes(
+            in_channels=in_channels,
+            stem_channels=stem_channels,
+            # Half of each is the width of some convolution.
+            half_widths=[width // 2 for width, _ in layout],
+        )
         if passthrough and len(layout) < 2:
             raise ValueError(f"expected at least 2 stages for passthrough=True, got layout={list(layout)}")
         if min(num_pairs for _, num_pairs in layout) < 0:

@@ -93,7 +93,8 @@ class DarknetBodyV3(nn.Sequential):
         check_sizes(
             in_channels=in_channels,
             stem_channels=stem_channels,
-            widths=[width for width, _ in layout],
+            # Half of each is the width of some convolution.
+            half_widths=[width // 2 for width, _ in layout],
             num_blocks=[num_blocks for _, num_blocks in layout],
         )
         conv = partial(
