@@ -1,10 +1,11 @@
-from holocron.models.classification import darknet, darknetv2, darknetv3, darknetv4, mobileone, repvgg, rexnet
+from holocron.models.classification import darknet, darknetv2, darknetv3, darknetv4, mobileone, repvgg, resnet, rexnet
 from holocron.models.classification.darknet import *  # noqa: F403 - the module says what it exports
 from holocron.models.classification.darknetv2 import *  # noqa: F403
 from holocron.models.classification.darknetv3 import *  # noqa: F403
 from holocron.models.classification.darknetv4 import *  # noqa: F403
 from holocron.models.classification.mobileone import *  # noqa: F403
 from holocron.models.classification.repvgg import *  # noqa: F403
+from holocron.models.classification.resnet import *  # noqa: F403
 from holocron.models.classification.rexnet import *  # noqa: F403
 
 __all__: list[str] = []
@@ -14,4 +15,5 @@ __all__ += darknetv3.__all__
 __all__ += darknetv4.__all__
 __all__ += mobileone.__all__
 __all__ += repvgg.__all__
+__all__ += resnet.__all__
 __all__ += rexnet.__all__
