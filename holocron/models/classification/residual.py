@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -167,6 +167,7 @@ class Bottleneck(ResidualBlock):
             ``width * width_per_group // 64 * groups``.
         avg_downsample: average the pixels that a strided projection would skip.
         layers: what the convolutions are made of and followed by.
+        conv_layer: creates the three convolutions, by default as ``layers`` does; the projection is not among them.
         middle: creates what stands in place of the 3 × 3 convolution and what follows it, from the number of channels,
             the stride, the groups and ``layers``.
 
@@ -190,6 +191,7 @@ class Bottleneck(ResidualBlock):
         width_per_group: int = 64,
         avg_downsample: bool = False,
         layers: ConvLayers | None = None,
+        conv_layer: Callable[..., nn.Module] | None = None,
         middle: Callable[[int, int, int, ConvLayers], Sequence[nn.Module]] = _grouped_convolution,
     ) -> None:
         inner = width * width_per_group // 64 * groups
@@ -198,11 +200,12 @@ class Bottleneck(ResidualBlock):
                 f"groups={groups} of width_per_group={width_per_group} leave no channels in a block of width {width}"
             )
         layers = layers or ConvLayers()
+        inside = layers if conv_layer is None else replace(layers, conv_layer=conv_layer)
         out_channels = self.expansion * width
         residual = [
-            *layers.sequence(in_channels, inner, kernel_size=1),
-            *middle(inner, stride, groups, layers),
-            *layers.sequence(inner, out_channels, activate=False, kernel_size=1),
+            *inside.sequence(in_channels, inner, kernel_size=1),
+            *middle(inner, stride, groups, inside),
+            *inside.sequence(inner, out_channels, activate=False, kernel_size=1),
         ]
         super().__init__(residual, in_channels, out_channels, stride, avg_downsample, layers)
 

@@ -283,8 +283,7 @@ def build_resnet(
 def resnet18(
     pretrained: bool = False, checkpoint: Checkpoint | None = None, progress: bool = True, **kwargs: Any
 ) -> ResNet:
-    """ResNet-18 from
-    `"Deep Residual Learning for Image Recognition" <https://arxiv.org/abs/1512.03385>`_.
+    """ResNet-18 from `"Deep Residual Learning for Image Recognition" <https://arxiv.org/abs/1512.03385>`_.
 
     Args:
         pretrained: load the default weights.
@@ -304,8 +303,7 @@ def resnet18(
 def resnet34(
     pretrained: bool = False, checkpoint: Checkpoint | None = None, progress: bool = True, **kwargs: Any
 ) -> ResNet:
-    """ResNet-34 from
-    `"Deep Residual Learning for Image Recognition" <https://arxiv.org/abs/1512.03385>`_.
+    """ResNet-34 from `"Deep Residual Learning for Image Recognition" <https://arxiv.org/abs/1512.03385>`_.
 
     Args:
         pretrained: load the default weights.
@@ -325,8 +323,7 @@ def resnet34(
 def resnet50(
     pretrained: bool = False, checkpoint: Checkpoint | None = None, progress: bool = True, **kwargs: Any
 ) -> ResNet:
-    """ResNet-50 from
-    `"Deep Residual Learning for Image Recognition" <https://arxiv.org/abs/1512.03385>`_.
+    """ResNet-50 from `"Deep Residual Learning for Image Recognition" <https://arxiv.org/abs/1512.03385>`_.
 
     Args:
         pretrained: load the default weights.
@@ -376,8 +373,7 @@ def resnet50d(
 def resnet101(
     pretrained: bool = False, checkpoint: Checkpoint | None = None, progress: bool = True, **kwargs: Any
 ) -> ResNet:
-    """ResNet-101 from
-    `"Deep Residual Learning for Image Recognition" <https://arxiv.org/abs/1512.03385>`_.
+    """ResNet-101 from `"Deep Residual Learning for Image Recognition" <https://arxiv.org/abs/1512.03385>`_.
 
     Args:
         pretrained: load the default weights; none are published, so this raises an error.
@@ -395,8 +391,7 @@ def resnet101(
 def resnet152(
     pretrained: bool = False, checkpoint: Checkpoint | None = None, progress: bool = True, **kwargs: Any
 ) -> ResNet:
-    """ResNet-152 from
-    `"Deep Residual Learning for Image Recognition" <https://arxiv.org/abs/1512.03385>`_.
+    """ResNet-152 from `"Deep Residual Learning for Image Recognition" <https://arxiv.org/abs/1512.03385>`_.
 
     Args:
         pretrained: load the default weights; none are published, so this raises an error.
