@@ -16,7 +16,7 @@ from holocron import models
 from holocron.models import YOLOv1, YOLOv2, build_model, get_model_info, yolov1, yolov2
 from holocron.models.classification.darknetv2 import Darknet19_Checkpoint, DarknetV2
 from holocron.models.detection.backbone import load_backbone
-from holocron.models.detection.detector import validate_targets
+from holocron.models.detection.detector import select_detections, validate_targets
 from holocron.models.detection.grid import assign_boxes
 from holocron.models.download import sha256_of
 from holocron.models.errors import CheckpointMismatchError, DownloadError
@@ -320,6 +320,14 @@ def test_gradients_are_finite_however_far_off(build, scale):
     sum(losses_of(model, raw, SCENES["several images"]).values()).backward()
     assert raw.grad.isfinite().all()
     assert raw.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_divergence_shows_in_the_loss(build):
+    model = build()
+    raw = torch.full_like(random_raw(model, 3), float("nan"))
+    assert sum(losses_of(model, raw, SCENES["several images"]).values()).isnan()
+    assert all(len(entry["boxes"]) == 0 for entry in select_detections(*model.decode(raw), 0.0, 0.5))
 
 
 @pytest.mark.parametrize("build", MODELS)
