@@ -8,6 +8,7 @@ Weights are random, batch-norm statistics too, so that reparameterization has so
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from calib import find_images, sample_folder
 from export.source import from_module
 from export.trace import trace
-from export.verify import answer, compare
+from export.verify import compare_networks
 from holocron import models
 from runtime.backends import open_session
 from runtime.manifest import Preprocessing
@@ -46,16 +47,18 @@ def relative_errors(name: str, size: int) -> tuple[float, float]:
     preprocessing = Preprocessing((size, size), info.mean, info.std)
     images = find_images(sample_folder(), IMAGES)
 
-    def run(batch):
-        with torch.inference_mode():
-            return module(torch.from_numpy(batch)).numpy()
+    def run(part):
+        def outputs(batch):
+            with torch.inference_mode():
+                return {"logits": part(torch.from_numpy(batch)).numpy()}
 
-    original, _ = answer({"original": run}, images, preprocessing)
-    source = from_module(module, name, preprocessing)
+        return outputs
+
+    source = from_module(copy.deepcopy(module), name, preprocessing)
     session = open_session(trace(source.module, (size, size)).SerializeToString(), "onnxruntime")
-    answers, _ = answer({"fused": run, "onnx": lambda batch: session.run(batch)["logits"]}, images, preprocessing)
-    fused = compare(answers["fused"], original["original"], "pytorch").relative_error
-    return fused, compare(answers["onnx"], answers["fused"], "pytorch").relative_error
+    fused, _ = compare_networks({"fused": run(source.module)}, run(module), images, preprocessing)
+    traced, _ = compare_networks({"onnx": session.run}, run(source.module), images, preprocessing)
+    return fused["fused"].errors()["logits"], traced["onnx"].errors()["logits"]
 
 
 def main() -> None:

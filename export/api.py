@@ -24,6 +24,7 @@ def export_model(
     model: str | os.PathLike[str] | nn.Module,
     output: StrPath | None = None,
     *,
+    task: str = "classification",
     weights: StrPath = "default",
     num_classes: int | None = None,
     labels: StrPath | None = None,
@@ -34,6 +35,7 @@ def export_model(
     calib: StrPath | None = None,
     calib_samples: int = 256,
     calib_method: str = "mse",
+    verify_samples: int = 32,
     eval_folder: StrPath | None = None,
     max_batch: int = 1,
     trt: bool = False,
@@ -48,8 +50,11 @@ def export_model(
 
     Args:
         model: an architecture's name, the path of an existing bundle (`"./repvgg_a0"` where an architecture has the
-            same name), or a module (N, 3, H, W) to (N, K), which is put in evaluation mode and reparameterized in place
+            same name), or a module, which is put in evaluation mode and reparameterized in place
         output: the folder to write; None for the model's name in the current folder, or the bundle itself
+        task: of a module: `"classification"`, (N, 3, H, W) to scores (N, K); `"segmentation"`, to scores (N, K, H', W')
+            that cover the whole image; `"detection"`, with a method `raw_outputs` that gives one tensor or several, and
+            an attribute `num_classes`
         weights: `"default"` (the published checkpoint), `"none"` (random), a checkpoint entry, or a file
         num_classes: number of classes; None takes it from the labels or the weights
         labels: a text file with one class name a line
@@ -60,6 +65,7 @@ def export_model(
         calib: folder of images to calibrate on; None takes the few that come with the package
         calib_samples: at most that many images of it
         calib_method: `"minmax"`, `"percentile"`, `"entropy"` or `"mse"`
+        verify_samples: images that artefacts are compared with the reference on, where there is no `eval_folder`
         eval_folder: labelled images, a folder a class, on which the accuracy of every artefact is measured
         max_batch: largest batch that an engine takes
         trt: build a TensorRT engine for this machine's GPU
@@ -83,11 +89,14 @@ def export_model(
         raise ExportError("exporting a module needs `preprocessing`: the module does not know how its images are made")
     if not is_name and (weights != "default" or num_classes is not None):
         raise ExportError("a module has its weights and classes already: leave out `weights` and `num_classes`")
+    if is_name and task != "classification":
+        raise ExportError("`task` is of a module: architectures and bundles have theirs")
     options: dict[str, Any] = {
         "fp16": fp16,
         "int8": int8,
         "calib_samples": calib_samples,
         "calib_method": calib_method,
+        "verify_samples": verify_samples,
         "max_batch": max_batch,
         "trt": trt,
         "rtx": rtx,
@@ -108,7 +117,7 @@ def export_model(
         tolerances=tolerances or Tolerances(),
         **options,
     )
-    return run_export(spec, progress, None if isinstance(model, str) else model)
+    return run_export(spec, progress, None if isinstance(model, str) else model, task)
 
 
 def _path(value: StrPath | None) -> Path | None:

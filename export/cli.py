@@ -40,6 +40,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--calib-method", type=click.Choice(METHODS), default="mse", show_default=True, help="How ranges are chosen."
 )
+@click.option(
+    "--verify-samples", type=int, default=32, metavar="N", show_default=True, help="Images to compare artefacts on."
+)
 @click.option("--eval", "eval_folder", type=_FOLDER, help="Labelled images, a folder a class, to measure accuracy on.")
 @click.option("--max-batch", type=int, default=1, metavar="N", show_default=True, help="Largest batch of an engine.")
 @click.option("--trt", is_flag=True, help="Build a TensorRT engine for this machine's GPU.")
@@ -70,4 +73,4 @@ def main(as_json: bool, quiet: bool, input_size: tuple[int, int] | None, **optio
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
-        click.echo(f"{result.table()}\n{result.bundle}")
+        click.echo("\n".join((result.table(), *result.float_lines(), str(result.bundle))))

@@ -80,17 +80,21 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> No
     model.graph.node.extend(kept)
 
 
-def replace_initializers(model: onnx.ModelProto, tensors: Iterable[onnx.TensorProto]) -> None:
-    """Make these all the initializers of the graph."""
-    kept = list(tensors)
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-
-
 def drop_unused_initializers(model: onnx.ModelProto) -> None:
     """Remove the initializers that no node reads and the graph does not give out."""
     used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
-    replace_initializers(model, [t for t in model.graph.initializer if t.name in used])
+    # One by one: collecting those that stay would copy all the weights.
+    for i in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[i].name not in used:
+            del model.graph.initializer[i]
+
+
+def drop_unknown_shapes(model: onnx.ModelProto) -> None:
+    """Remove what is noted of tensors that the graph does not have any more."""
+    made = {name for node in model.graph.node for name in node.output}
+    known = [value for value in model.graph.value_info if value.name in made]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(known)
 
 
 def graph_digest(model: onnx.ModelProto) -> str:
@@ -98,12 +102,9 @@ def graph_digest(model: onnx.ModelProto) -> str:
     return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
 
 
-def set_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> onnx.ModelProto:
-    """A copy of a model with these entries in its `metadata_props`."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    onnx.helper.set_model_props(copy, entries)
-    return copy
+def set_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> None:
+    """Make these the entries of a model's `metadata_props`."""
+    onnx.helper.set_model_props(model, entries)
 
 
 def add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

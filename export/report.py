@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runtime.manifest import Artefact, Manifest
 from runtime.table import format_table
 
-HEADERS = ("artefact", "size", "rel. error", "cosine", "top-1 agreement", "accuracy", "images")
+from .tasks import task_export
+
+
+@dataclass(frozen=True)
+class FloatOperator:
+    """Operators of a quantized graph that are not computed in integers.
+
+    Attributes:
+        operator: ONNX operator type.
+        count: how many of them.
+        reason: why.
+    """
+
+    operator: str
+    count: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -21,12 +37,14 @@ class ExportResult:
         manifest: its manifest.
         made: files that this export made, the others were there.
         warnings: what the user should know.
+        float_operators: what stayed float in each quantized graph that this export made, by variant.
     """
 
     bundle: Path
     manifest: Manifest
     made: tuple[str, ...]
     warnings: tuple[str, ...]
+    float_operators: Mapping[str, tuple[FloatOperator, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -34,12 +52,27 @@ class ExportResult:
             "bundle": str(self.bundle),
             "made": list(self.made),
             "warnings": list(self.warnings),
+            "float_operators": {v: [asdict(o) for o in found] for v, found in self.float_operators.items()},
             "artefacts": [asdict(a) for a in self.manifest.artefacts],
         }
 
     def table(self) -> str:
         """A line an artefact."""
-        return format_table(HEADERS, [artefact_row(a) for a in self.manifest.artefacts])
+        agreement = task_export(self.manifest.task).agreement
+        headers = ("artefact", "size", "rel. error", "cosine", agreement, "accuracy", "images")
+        return format_table(headers, [artefact_row(a) for a in self.manifest.artefacts])
+
+    def float_lines(self) -> list[str]:
+        """A line a quantized graph: which operators stayed float, and why."""
+        lines = []
+        for variant, found in self.float_operators.items():
+            reasons: dict[str, list[str]] = {}
+            for each in found:
+                reasons.setdefault(each.reason, []).append(f"{each.count} {each.operator}")
+            if reasons:
+                parts = [f"{', '.join(counted)} ({reason})" for reason, counted in reasons.items()]
+                lines.append(f"{variant} keeps in float: {'; '.join(parts)}")
+        return lines
 
 
 def artefact_row(artefact: Artefact) -> list[str]:
@@ -56,7 +89,7 @@ def artefact_row(artefact: Artefact) -> list[str]:
         size,
         f"{result.relative_error:.1e}",
         f"{result.cosine:.5f}",
-        f"{result.top1_agreement:.1%}",
+        "" if result.top1_agreement is None else f"{result.top1_agreement:.1%}",
         accuracy,
         str(result.images),
     ]

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
-from .onnx_graph import GraphIndex, attribute, drop_unused_initializers, replace_nodes
+from .fold import fold_layers
+from .onnx_graph import GraphIndex, attribute, drop_unknown_shapes, replace_nodes
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     """Simplify a traced graph without changing what it computes.
 
     A mean over all pixels becomes GlobalAveragePool and dropping its empty dimensions Flatten, which INT8 kernels exist
-    for; identities go; so do the tracer's notes, which name files of the machine it ran on.
+    for; sizes that are computed for a Resize become constant factors; what a normalization can be folded into takes it;
+    identities go; so do the tracer's notes, which name files of the machine it ran on.
 
     Args:
-        model: the traced model, with inferred shapes; it is not changed
+        model: the traced model, with inferred shapes; it is changed in place, since it may be gigabytes
 
     Returns:
-        the simplified model
+        the same model
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = model
     index = GraphIndex(result)
     nodes, renamed = [], {}
     for node in result.graph.node:
@@ -29,6 +32,10 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Identity" and node.output[0] not in index.outputs:
             renamed[node.output[0]] = node.input[0]
             continue
+        if node.op_type == "Resize":
+            _constant_scales(node, index)
+        if node.op_type == "Reshape":
+            _no_zero_dimensions(node, index)
         nodes += _pooling(node, index) or _flatten(node, index) or [node]
     for node in nodes:
         for i, name in enumerate(node.input):
@@ -36,7 +43,9 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
                 name = renamed[name]
             node.input[i] = name
     replace_nodes(result, nodes)
-    drop_unused_initializers(result)
+    _drop_unused_nodes(result)
+    fold_layers(result)
+    drop_unknown_shapes(result)
     for value in [*result.graph.value_info, *result.graph.input, *result.graph.output]:
         del value.metadata_props[:]
     for tensor in result.graph.initializer:
@@ -75,3 +84,43 @@ def _flatten(node: onnx.NodeProto, index: GraphIndex) -> list[onnx.NodeProto] | 
     if before[2:] != (1, 1) or before[1] is None or before[1] != after[1]:
         return None
     return [onnx.helper.make_node("Flatten", [node.input[0]], node.output, node.name, axis=1)]
+
+
+def _constant_scales(node: onnx.NodeProto, index: GraphIndex) -> None:
+    """Give a Resize of feature maps its factors as constants where it computes the size, batch included."""
+    if len(node.input) < 4 or not node.input[3] or index.constant(node.input[3]) is not None:
+        return
+    before, after = index.shape(node.input[0]), index.shape(node.output[0])
+    if before is None or after is None or len(before) != 4 or len(after) != 4 or before[1] != after[1]:
+        return
+    sides = [(b, a) for b, a in zip(before[2:], after[2:], strict=True) if b is not None and a is not None]
+    scales = np.array([1, 1, *(a / b for b, a in sides)], np.float32)
+    # With factors the new side is the old one times the factor, rounded down.
+    if len(sides) != 2 or any(
+        int(np.floor(np.float32(b) * s)) != a for (b, a), s in zip(sides, scales[2:], strict=True)
+    ):
+        return
+    name = index.fresh(f"{node.output[0]}_scales")
+    index.graph.initializer.append(numpy_helper.from_array(scales, name))
+    del node.input[3:]
+    node.input[2] = name
+
+
+def _no_zero_dimensions(node: onnx.NodeProto, index: GraphIndex) -> None:
+    """Drop `allowzero` where the new shape has no 0, which is all that it is about."""
+    shape = index.constant(node.input[1])
+    if shape is not None and np.all(shape != 0):
+        others = [a for a in node.attribute if a.name != "allowzero"]
+        del node.attribute[:]
+        node.attribute.extend(others)
+
+
+def _drop_unused_nodes(model: onnx.ModelProto) -> None:
+    """Remove nodes whose results nobody reads."""
+    used = {output.name for output in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if used.intersection(node.output):
+            used.update(node.input)
+            kept.append(node)
+    replace_nodes(model, reversed(kept))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from holocron import models
 from holocron.models.errors import CheckpointError, DownloadError
 from holocron.models.reparam import reparametrize
-from runtime.manifest import Preprocessing, sha256_of
+from runtime.manifest import Preprocessing, TensorSpec, sha256_of
 
 from .errors import SourceError
 from .spec import ExportSpec
+from .tasks import TaskExport, task_export
 
 _MAX_LABELS_BYTES = 16 * 2**20
 
@@ -30,7 +32,8 @@ class Source:
     Attributes:
         name: of the bundle.
         task: what its outputs mean.
-        module: in evaluation mode, reparameterized.
+        module: in evaluation mode, reparameterized; it maps images to the outputs below.
+        outputs: what it gives: one tensor, or a tuple of several.
         labels: one a class.
         preprocessing: how an image becomes its input.
         trained: False for random weights.
@@ -40,6 +43,7 @@ class Source:
     name: str
     task: str
     module: nn.Module
+    outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     trained: bool
@@ -66,16 +70,15 @@ def load_source(spec: ExportSpec, progress: bool = True) -> Source:
     checkpoint = _checkpoint(info, spec.weights)
     try:
         if checkpoint is not None:
-            fixed = {} if num_classes is None else {"num_classes": num_classes}
-            module = models.build_model(info.name, checkpoint=checkpoint, progress=progress, **fixed)
+            module = _build(info, num_classes, checkpoint=checkpoint, progress=progress)
             provenance = {"weights": checkpoint.meta.url, "weights_sha256": checkpoint.meta.sha256}
             labels = labels or tuple(checkpoint.meta.categories)
         elif spec.weights == "none":
-            module = models.build_model(info.name, **({} if num_classes is None else {"num_classes": num_classes}))
+            module = _build(info, num_classes)
             provenance = {"weights": "random", "seed": str(spec.seed)}
         else:
             path = Path(spec.weights)
-            module = _with_weights(info.name, models.load_state_dict(path), num_classes, path)
+            module = _with_weights(info, models.load_state_dict(path), num_classes, path)
             provenance = {"weights": path.name, "weights_sha256": sha256_of(path)}
     except DownloadError as e:
         raise SourceError(f"{e}; or export other weights with --weights FILE or --weights none") from e
@@ -106,7 +109,7 @@ def from_module(
     """Take a module as it is: put it in evaluation mode, reparameterize it, and find out how many classes it has.
 
     Args:
-        module: (N, 3, H, W) to (N, K); it is changed in place
+        module: takes (N, 3, H, W) and gives what its task's modules give; it is changed in place
         name: of the bundle
         preprocessing: how an image becomes its input
         labels: one a class; None numbers them
@@ -125,11 +128,43 @@ def from_module(
         reparametrize(module)
     except ValueError as e:
         raise SourceError(f"{name} cannot be reparameterized: {e}") from e
-    classes = _count_classes(module, name, preprocessing.size)
+    kind = task_export(task)
+    if not callable(getattr(module, kind.method, None)):
+        raise SourceError(f"{name} has no method `{kind.method}`: {task} is exported by the {kind.form}")
+    entry = module if kind.method == "forward" else _Method(module, kind.method)
+    shapes = _output_shapes(entry, name, kind, preprocessing.size)
+    try:
+        classes = kind.classes(module, shapes)
+    except ValueError as e:
+        raise SourceError(f"{name} gives something other than {kind.form} for {task}: it has {e}") from e
     if labels is not None and len(labels) != classes:
         raise SourceError(f"there are {len(labels)} labels and {name} has {classes} classes: give one label a class")
-    names = labels or tuple(str(i) for i in range(classes))
-    return Source(name, task, module, names, preprocessing, trained, provenance or {})
+    return Source(
+        name=name,
+        task=task,
+        module=entry,
+        outputs=tuple(
+            TensorSpec(output, "float32", ("batch", *shape[1:]))
+            for output, shape in zip(kind.output_names(len(shapes)), shapes, strict=True)
+        ),
+        labels=labels or tuple(str(i) for i in range(classes)),
+        preprocessing=preprocessing,
+        trained=trained,
+        provenance=provenance or {},
+    )
+
+
+class _Method(nn.Module):
+    """One method of a module as a module of its own: what a detector computes before its boxes are decoded."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__()
+        self.module = module
+        self._method = method
+
+    def forward(self, x: Tensor) -> Any:
+        out = getattr(self.module, self._method)(x)
+        return tuple(out) if isinstance(out, (list, tuple)) else out
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -192,21 +227,56 @@ def _checkpoint(info: models.registry.ModelInfo, weights: str) -> Any:
     return None
 
 
-def _with_weights(arch: str, state_dict: dict[str, Tensor], num_classes: int | None, path: Path) -> nn.Module:
+def _build(info: models.registry.ModelInfo, num_classes: int | None, **kwargs: Any) -> nn.Module:
+    """Build an architecture; weights come from where the user said, so none are fetched for its backbone."""
+    if "pretrained_backbone" in inspect.signature(info.builder).parameters:
+        kwargs["pretrained_backbone"] = False
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    return models.build_model(info.name, **kwargs)
+
+
+def _with_weights(
+    info: models.registry.ModelInfo, state_dict: dict[str, Tensor], num_classes: int | None, path: Path
+) -> nn.Module:
     """Build an architecture for the weights in a file, in training form or reparameterized."""
+    fused = not any(key.endswith("running_mean") for key in state_dict)
     if num_classes is None:
-        num_classes = _classes_of(state_dict)
-    module = models.build_model(arch, **({} if num_classes is None else {"num_classes": num_classes}))
-    if not any(key.endswith("running_mean") for key in state_dict):
+        num_classes = _classes_of(info, state_dict, fused)
+    module = _build(info, num_classes)
+    if fused:
         reparametrize(module.eval())
     models.load_weights(module, state_dict, str(path))
     return module
 
 
-def _classes_of(state_dict: Mapping[str, Tensor]) -> int | None:
-    """Rows of the last matrix: the classifier of every family ends in one."""
-    matrices = [tensor for tensor in state_dict.values() if tensor.ndim == 2]
-    return matrices[-1].shape[0] if matrices else None
+def _classes_of(info: models.registry.ModelInfo, state_dict: Mapping[str, Tensor], fused: bool) -> int | None:
+    """The number of classes that weights are for, from a tensor whose size depends on it; None if there is none.
+
+    Which tensor that is, and how, shows in two models of different numbers of classes: so no family need be known.
+    """
+    few, more = (_shapes(info, classes, fused) for classes in (2, 3))
+    for key, shape in few.items():
+        if shape != more[key] and key in state_dict and len(state_dict[key].shape) == len(shape):
+            given = state_dict[key].shape
+            steps = {(g - s) / (m - s) for g, s, m in zip(given, shape, more[key], strict=True) if m != s}
+            classes = 2 + steps.pop()
+            if not steps and classes == int(classes) >= 1:
+                return int(classes)
+    return None
+
+
+def _shapes(info: models.registry.ModelInfo, num_classes: int, fused: bool) -> dict[str, torch.Size]:
+    try:
+        with torch.device("meta"):  # shapes alone: no weights are allocated or drawn
+            module = _build(info, num_classes)
+            if fused:
+                reparametrize(module.eval())
+    except (NotImplementedError, RuntimeError):  # a builder that looks at the values it draws
+        module = _build(info, num_classes)
+        if fused:
+            reparametrize(module.eval())
+    return {key: value.shape for key, value in module.state_dict().items()}
 
 
 def _preprocessing(info: models.registry.ModelInfo, checkpoint: Any, size: tuple[int, int] | None) -> Preprocessing:
@@ -220,7 +290,8 @@ def _preprocessing(info: models.registry.ModelInfo, checkpoint: Any, size: tuple
     )
 
 
-def _count_classes(module: nn.Module, name: str, size: tuple[int, int]) -> int:
+def _output_shapes(module: nn.Module, name: str, kind: TaskExport, size: tuple[int, int]) -> list[tuple[int, ...]]:
+    """Run the module once, on one image, for the shapes of its outputs."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     other = next((p.dtype for p in module.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
     if other is not None:
@@ -231,6 +302,7 @@ def _count_classes(module: nn.Module, name: str, size: tuple[int, int]) -> int:
     except Exception as e:  # whatever the user's own code raises
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise SourceError(f"{name} does not run on images of {size[0]}×{size[1]}: {reason}") from e
-    if not isinstance(out, Tensor) or out.ndim != 2:
-        raise SourceError(f"{name} gives something other than scores (N, K): this release exports classifiers")
-    return out.shape[1]
+    outputs: Sequence[Any] = out if isinstance(out, (list, tuple)) else [out]
+    if not outputs or not all(isinstance(o, Tensor) and o.ndim >= 2 and o.shape[0] == 1 for o in outputs):
+        raise SourceError(f"{name} gives something other than {kind.form}")
+    return [tuple(o.shape) for o in outputs]

@@ -28,7 +28,8 @@ class Tolerances:
         fp32: largest relative error ‖ours − reference‖ / ‖reference‖ of the float32 graph.
         fp16: the same of the float16 graph.
         int8: the same of a quantized graph.
-        int8_agreement: smallest share of images on which a quantized graph of trained weights keeps the first class.
+        int8_agreement: smallest share of images (in segmentation of pixels) on which a quantized graph of trained
+            weights keeps the first class.
         int8_accuracy_drop: largest loss of accuracy of a quantized graph on labelled images; 0.1 is 10 points.
     """
 
@@ -56,6 +57,7 @@ class ExportSpec:
         calib: folder of images to calibrate on; None takes the small set that comes with the package.
         calib_samples: at most that many images of it.
         calib_method: how ranges are chosen, one of :data:`calib.METHODS`.
+        verify_samples: images on which artefacts are compared with the reference where `eval_folder` is not given.
         eval_folder: a folder a class of labelled images, on which every artefact's accuracy is measured.
         max_batch: largest batch that an engine takes.
         trt: build a TensorRT engine for this machine's GPU.
@@ -78,6 +80,7 @@ class ExportSpec:
     calib: Path | None = None
     calib_samples: int = 256
     calib_method: str = "mse"
+    verify_samples: int = 32
     eval_folder: Path | None = None
     max_batch: int = 1
     trt: bool = False
@@ -95,6 +98,7 @@ class ExportSpec:
         """
         self._check_range("--num-classes", self.num_classes, 1, 1_000_000)
         self._check_range("--calib-samples", self.calib_samples, 1, 1_000_000)
+        self._check_range("--verify-samples", self.verify_samples, 1, 1_000_000)
         self._check_range("--max-batch", self.max_batch, 1, 4096)
         self._check_range("--seed", self.seed, 0, 2**32 - 1)
         if self.input_size is not None and len(self.input_size) != 2:

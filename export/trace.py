@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import onnx
+import onnxscript.optimizer
 import torch
 from torch import nn
 
 from .errors import ExportError
+from .fold import fold_layers
 from .simplify import simplify
 
 OPSET = 20
@@ -23,19 +23,26 @@ IR_VERSION = 9
 """The file format that came with opset 20, so that older readers take the file."""
 MAX_TRACED_BATCH = 4096
 INPUT_NAME = "input"
-OUTPUT_NAME = "logits"
+_LARGEST_FILE = 2**31 - 2**20
+"""Protocol buffers end at 2 GiB; a little is left for metadata."""
 
 
-def trace(module: nn.Module, input_size: tuple[int, int], in_channels: int = 3) -> onnx.ModelProto:
+def trace(
+    module: nn.Module,
+    input_size: tuple[int, int],
+    in_channels: int = 3,
+    output_names: Sequence[str] = ("logits",),
+) -> onnx.ModelProto:
     """Trace a module to ONNX with a dynamic batch.
 
     Args:
-        module: in evaluation mode, (N, C, H, W) to (N, K)
+        module: in evaluation mode; it maps (N, C, H, W) to a tensor, or to several, N first
         input_size: H and W in pixels
         in_channels: C
+        output_names: what to call its outputs, in their order
 
     Returns:
-        a checked and simplified model of opset 20, weights inside, with the input `input` and the output `logits`
+        a checked and simplified model of opset 20, weights inside, with the input `input` and those outputs
 
     Raises:
         ExportError: if the module cannot be traced, with the tracer's reason
@@ -51,18 +58,24 @@ def trace(module: nn.Module, input_size: tuple[int, int], in_channels: int = 3) 
                 (example,),
                 dynamo=True,
                 input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
+                output_names=list(output_names),
                 dynamic_shapes=({0: batch},),
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,
+                # The optimizer folds normalization in float32, and in some of its releases wrongly where convolutions
+                # share their weights: it runs below, when that is done.
+                optimize=False,
             )
-        if program is None:
-            raise ExportError("the tracer gave no model")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            program.save(str(path))
-            model = onnx.load(path)
+            if program is None:
+                raise ExportError("the tracer gave no model")
+            model = program.model_proto
+            del program
+            if model.ByteSize() > _LARGEST_FILE:
+                raise ExportError(
+                    f"the network has {model.ByteSize() / 2**30:.1f} GiB of weights, and an ONNX file ends at 2 GiB"
+                )
+            model = onnxscript.optimizer.optimize(fold_layers(model))
     except ExportError:
         raise
     except Exception as e:  # the tracer raises errors of many kinds, some of them private to it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,41 +16,134 @@ from .errors import VerificationError
 from .spec import Tolerances
 
 FloatArray = NDArray[np.float32]
-Network = Callable[[FloatArray], FloatArray]
-"""Maps a batch (N, C, H, W) to its scores (N, K)."""
+Outputs = Mapping[str, FloatArray]
+Network = Callable[[FloatArray], Outputs]
+"""Maps a batch (N, C, H, W) to its outputs by name, N first."""
 
 _BATCH = 8
+_BATCH_PIXELS = _BATCH * 256 * 256
+_TINY = float(np.finfo(np.float64).tiny)
 
 
-def answer(
+@dataclass
+class _Sums:
+    """What is added up of one output, in float64."""
+
+    difference: float = 0.0
+    reference: float = 0.0
+    cosine: float = 1.0
+
+
+class Comparison:
+    """Says how far one network's answers are from another's, batch after batch, in memory that does not grow with them.
+
+    Args:
+        class_axis: dimension of the outputs in which the classes lie, whose largest is compared; None for none
+    """
+
+    def __init__(self, class_axis: int | None = 1) -> None:
+        self._class_axis = class_axis
+        self._sums: dict[str, _Sums] = {}
+        self._images = 0
+        self._equal = self._compared = 0
+        self._tops: list[tuple[int, int]] = []
+
+    def add(self, ours: Outputs, reference: Outputs) -> None:
+        """Compare the answers to some images.
+
+        Args:
+            ours: outputs by name, N first
+            reference: the same of the network to compare with
+        """
+        for name, expected in reference.items():
+            sums = self._sums.setdefault(name, _Sums())
+            for x, y in zip(ours[name], expected, strict=True):
+                self._add_image(sums, x.astype(np.float64), y.astype(np.float64))
+        self._images += len(next(iter(reference.values())))
+
+    def _add_image(self, sums: _Sums, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are for check() to find
+            sums.difference += float(np.square(x - y).sum())
+            sums.reference += float(np.square(y).sum())
+            norms = float(np.linalg.norm(x) * np.linalg.norm(y))
+            # Two answers of zeros are the same answer. The comparison keeps NaN, which min() would not.
+            cosine = float((x * y).sum()) / norms if norms != 0 else 1.0
+            if not cosine >= sums.cosine:
+                sums.cosine = cosine
+        if self._class_axis is not None:
+            a, b = x.argmax(self._class_axis - 1), y.argmax(self._class_axis - 1)
+            self._equal += int((a == b).sum())
+            self._compared += a.size
+            if a.size == 1:
+                self._tops.append((int(a), int(b)))
+
+    def errors(self) -> dict[str, float]:
+        """Relative error ‖ours − reference‖ / ‖reference‖ of each output over all images."""
+        return {n: float(np.sqrt(s.difference / max(s.reference, _TINY))) for n, s in self._sums.items()}
+
+    def result(
+        self, reference: str, targets: Sequence[int] | None = None, backend: str = "onnxruntime"
+    ) -> Verification:
+        """The comparison in the manifest's terms.
+
+        Args:
+            reference: what it was compared with
+            targets: the right class of each image, or None
+            backend: what ran ours
+
+        Returns:
+            the figures, of several outputs those of the worst
+        """
+        tops = np.array(self._tops, np.int64).reshape(-1, 2)
+        labels = None if targets is None else np.asarray(targets)
+        return Verification(
+            reference=reference,
+            images=self._images,
+            relative_error=float(np.max(list(self.errors().values()))),  # NaN stays
+            cosine=float(np.min([s.cosine for s in self._sums.values()])),
+            top1_agreement=self._equal / self._compared if self._compared else None,
+            accuracy=None if labels is None else float((tops[:, 0] == labels).mean()),
+            reference_accuracy=None if labels is None else float((tops[:, 1] == labels).mean()),
+            labelled_images=0 if labels is None else len(labels),
+            backend=backend,
+        )
+
+
+def compare_networks(
     networks: Mapping[str, Network],
+    reference: Network,
     images: Sequence[Path],
     preprocessing: Preprocessing,
+    class_axis: int | None = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, FloatArray], list[int]]:
-    """Run several networks over the same images, each image read once.
+) -> tuple[dict[str, Comparison], list[int]]:
+    """Run several networks over the same images and compare each with a reference, each image read once.
 
     Args:
         networks: by name
+        reference: the network to compare them with
         images: files; those that cannot be read are left out
         preprocessing: how they become the networks' input
+        class_axis: dimension of the outputs in which the classes lie, or None
         progress: called with the number of images done and the number in all
 
     Returns:
-        each network's scores (N, K), and the positions in `images` of the N that were read
+        each network's comparison, and the positions in `images` of those that were read
     """
-    stream = ImageStream(images, preprocessing, batch_size=_BATCH)
-    scores: dict[str, list[FloatArray]] = {name: [] for name in networks}
+    height, width = preprocessing.size
+    batch_size = min(_BATCH, max(1, _BATCH_PIXELS // (height * width)))  # feature maps grow with the pixels
+    stream = ImageStream(images, preprocessing, batch_size)
+    comparisons = {name: Comparison(class_axis) for name in networks}
     done = 0
     for batch in stream:
+        expected = reference(batch)
         for name, network in networks.items():
-            scores[name].append(network(batch))
+            comparisons[name].add(network(batch), expected)
         done += len(batch)
         if progress is not None:
             progress(done, len(images))
     skipped = {path for path, _ in stream.skipped}
-    read = [i for i, path in enumerate(images) if path not in skipped]
-    return {name: np.concatenate(parts) for name, parts in scores.items()}, read
+    return comparisons, [i for i, path in enumerate(images) if path not in skipped]
 
 
 def compare(
@@ -59,11 +153,11 @@ def compare(
     targets: Sequence[int] | None = None,
     backend: str = "onnxruntime",
 ) -> Verification:
-    """Say how far one network's answers are from another's.
+    """Say how far one network's scores are from another's.
 
     Args:
-        ours: scores (N, K)
-        reference: scores (N, K) of the model it was made from
+        ours: scores (N, K) or (N, K, H, W)
+        reference: scores of the model it was made from
         reference_name: what that is
         targets: the right class of each image, or None
         backend: what ran ours
@@ -71,23 +165,19 @@ def compare(
     Returns:
         the comparison
     """
-    a, b = ours.astype(np.float64), reference.astype(np.float64)
-    ours_top, reference_top = a.argmax(1), b.argmax(1)
-    labels = None if targets is None else np.asarray(targets)
-    return Verification(
-        reference=reference_name,
-        images=len(a),
-        relative_error=float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), np.finfo(np.float64).tiny)),
-        cosine=float(_cosine(a, b).min()),
-        top1_agreement=float((ours_top == reference_top).mean()),
-        accuracy=None if labels is None else float((ours_top == labels).mean()),
-        reference_accuracy=None if labels is None else float((reference_top == labels).mean()),
-        labelled_images=0 if labels is None else len(labels),
-        backend=backend,
-    )
+    comparison = Comparison()
+    comparison.add({"scores": ours}, {"scores": reference})
+    return comparison.result(reference_name, targets, backend)
 
 
-def check(artefact: Artefact, result: Verification, tolerances: Tolerances, trained: bool) -> None:
+def check(
+    artefact: Artefact,
+    result: Verification,
+    tolerances: Tolerances,
+    trained: bool,
+    errors: Mapping[str, float] | None = None,
+    agreement: str = "top-1 agreement",
+) -> None:
     """Refuse an artefact that is broken.
 
     Args:
@@ -95,6 +185,8 @@ def check(artefact: Artefact, result: Verification, tolerances: Tolerances, trai
         result: how it answered
         tolerances: how far it may be off
         trained: whether the weights are trained; with random ones the first class of an image means nothing
+        errors: relative error of each output, where there are several, to name the worst
+        agreement: what the share of equal first classes is called
 
     Raises:
         VerificationError: with the figure and its bound
@@ -102,11 +194,13 @@ def check(artefact: Artefact, result: Verification, tolerances: Tolerances, trai
     bound = {"fp32": tolerances.fp32, "fp16": tolerances.fp16, "int8": tolerances.int8}[artefact.precision]
     problems = []
     if not result.relative_error <= bound:  # NaN is a failure too
-        problems.append(f"relative error {result.relative_error:.2g} (at most {bound:.2g})")
+        worst = [name for name, error in (errors or {}).items() if not error <= bound]
+        where = f" of {', '.join(map(repr, worst))}" if errors is not None and len(errors) > 1 else ""
+        problems.append(f"relative error {result.relative_error:.2g}{where} (at most {bound:.2g})")
     if artefact.precision == "int8":
-        if trained and result.top1_agreement < tolerances.int8_agreement:
+        if trained and result.top1_agreement is not None and result.top1_agreement < tolerances.int8_agreement:
             problems.append(
-                f"top-1 agreement {result.top1_agreement:.1%} on {result.images} images "
+                f"{agreement} {result.top1_agreement:.1%} on {result.images} images "
                 f"(at least {tolerances.int8_agreement:.0%})"
             )
         if result.accuracy is not None and result.reference_accuracy is not None:
@@ -126,10 +220,3 @@ def check(artefact: Artefact, result: Verification, tolerances: Tolerances, trai
             f"{artefact.file} does not answer as {result.reference} does: {'; '.join(problems)}. "
             f"Nothing was written; {remedies[artefact.precision]}"
         )
-
-
-def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore"):  # NaN and infinity are for check() to find
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        # Two answers of zeros are the same answer.
-        return np.where(norms > 0, (a * b).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny), 1.0)

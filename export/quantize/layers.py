@@ -1,19 +1,52 @@
-"""Which tensors of a float graph are quantized, under each scheme."""
+"""Which tensors of a float graph are quantized, under each scheme, and which operators stay float."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import onnx
 
 from ..onnx_graph import GraphIndex, attribute
+from ..report import FloatOperator
 
-PASS_THROUGH = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "MaxPool")
-"""Operators whose output holds only values of their input: it keeps the input's range, so nothing is rounded twice."""
+_MOVING = (
+    "Flatten",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "MaxPool",
+    "DepthToSpace",
+    "SpaceToDepth",
+)
+"""Operators whose output holds only values of their input, the largest among them: it has the input's range."""
+_SELECTING = ("Slice", "Split", "Gather")
+"""Operators whose outputs hold a part of the values of their input: they have the input's range only where integers are
+moved, which cannot change it; read from float, a part has a range of its own."""
 _FUSED_ACTIVATIONS = ("Relu", "Clip")
 """Activations that a kernel applies to the layer's result before it is rounded: no Q/DQ stands between the two."""
-_INTEGER_OPERATORS = ("GlobalAveragePool", "AveragePool", "Add")
-"""Operators without weights that CPU backends have an integer kernel for."""
+_POOLS = ("GlobalAveragePool", "AveragePool")
+"""Operators without weights, besides residual adds, that CPU backends have an integer kernel for."""
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_CURVE = "a curve, which integers would only approximate"
+_ARITHMETIC = "rounding what it combines would cost more than it gains"
+_STATISTICS = "statistics and exponentials need the range of floats"
+_REASONS = {
+    **dict.fromkeys(_WEIGHTED, "its weights are not constant, or no integer kernel has its attributes"),
+    **dict.fromkeys(("Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Elu", "Selu", "Tanh"), _CURVE),
+    **dict.fromkeys(("Mish", "Gelu", "Erf", "Softplus", "Celu"), _CURVE),
+    **dict.fromkeys(("Mul", "Sub", "Div", "Pow", "Max", "Min"), _ARITHMETIC),
+    **dict.fromkeys(("Add", "Sum"), "adds a constant or a tensor of another shape, not a residual"),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Exp", "Log", "Sqrt", "LayerNormalization"), _STATISTICS),
+    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "GroupNormalization"), _STATISTICS),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2"), _STATISTICS),
+    **dict.fromkeys((*_FUSED_ACTIVATIONS, *_POOLS), "what it reads is float"),
+    **dict.fromkeys(("Concat", *_MOVING, *_SELECTING), "what it moves is float"),
+    "Resize": "interpolates between values",
+}
+_NO_KERNEL = "no integer kernel has it"
 
 
 @dataclass(frozen=True)
@@ -38,7 +71,8 @@ class WeightedLayer:
 def weighted_layers(index: GraphIndex) -> list[WeightedLayer]:
     """The layers of a graph whose weights are quantized, in graph order.
 
-    A Gemm with factors other than 1, or a transposed input, stays float: no integer kernel has them.
+    A Gemm with factors other than 1, or a transposed input, stays float: no integer kernel has them. So does a
+    transposed convolution in groups, whose output channels lie along no single axis of its weights.
     """
     layers = []
     for node in index.graph.node:
@@ -63,39 +97,159 @@ def quantized_tensors(index: GraphIndex, scheme: str) -> list[str]:
     Returns:
         tensor names; outputs of the graph are among them only where a node reads them too
     """
-    layers = weighted_layers(index)
-    wanted = {layer.data for layer in layers}
-    residuals = [node for node in index.graph.node if node.op_type == "Add" and _is_residual(node, index)]
-    wanted.update(name for node in residuals for name in node.input)
-    if scheme == "cpu":
-        wanted.update(_fused_output(layer.node, index) for layer in layers)
-        wanted.update(_fused_output(node, index) for node in residuals)
-        for node in index.graph.node:
-            if node.op_type in _INTEGER_OPERATORS and node.op_type != "Add":
-                wanted.update((node.input[0], node.output[0]))
-        # An operator that only moves values stays in integers if what it reads is in integers already.
-        for node in index.graph.node:
-            if node.op_type in PASS_THROUGH and node.input[0] in wanted:
-                wanted.add(node.output[0])
+    wanted = _wanted(index, scheme)
     order = [value.name for value in index.graph.input] + [name for node in index.graph.node for name in node.output]
-    # What the graph gives out stays float; where a layer reads it too, the pair stands between the two.
-    return [name for name in order if name in wanted and (name not in index.outputs or name in index.consumers)]
+    return [name for name in order if name in wanted]
 
 
-def range_source(name: str, index: GraphIndex) -> str:
-    """The tensor whose range a tensor has: itself, or what it was moved from."""
-    node = index.producers.get(name)
-    while node is not None and node.op_type in PASS_THROUGH:
-        name = node.input[0]
-        node = index.producers.get(name)
-    return name
+def range_sources(index: GraphIndex, scheme: str) -> dict[str, str]:
+    """For each quantized tensor the one whose measured range it has, so that nothing is rounded twice on the way.
+
+    What an operator only moved keeps the range of what it was moved from. What goes into one Concat and nowhere else
+    has the range of the Concat's output, so that integers are joined as they are; what others read too keeps its own
+    range, and the Q/DQ pair behind the Concat converts it.
+
+    Args:
+        index: of a float graph
+        scheme: `"cpu"` or `"trt"`
+
+    Returns:
+        a source for each name of :func:`quantized_tensors`
+    """
+    wanted = _wanted(index, scheme)
+    group = {name: name for name in wanted}
+
+    def source(name: str) -> str:
+        while group[name] != name:
+            name = group[name]
+        return name
+
+    for node in index.graph.node:
+        if _moves_integers(node, wanted) or (_moves(node) and node.output[0] in wanted):
+            for name in node.output:
+                if name in wanted:
+                    group[name] = source(_origin(node.input[0], index, group))
+    if scheme == "cpu":
+        for node in index.graph.node:
+            if node.op_type == "Concat" and node.output[0] in wanted and all(name in wanted for name in node.input):
+                for name in dict.fromkeys(node.input):
+                    members = {other for other in wanted if source(other) == source(name)}
+                    if node.output[0] not in members and _only_read_by(members, node, index):
+                        group[source(name)] = source(node.output[0])
+    return {name: source(name) for name in wanted}
 
 
 def tensors_to_observe(model: onnx.ModelProto) -> list[str]:
     """Names of the activations whose ranges both schemes need, in graph order, each once."""
     index = GraphIndex(model)
-    names = [range_source(name, index) for scheme in ("cpu", "trt") for name in quantized_tensors(index, scheme)]
-    return list(dict.fromkeys(names))
+    needed = {source for scheme in ("cpu", "trt") for source in range_sources(index, scheme).values()}
+    order = [value.name for value in index.graph.input] + [name for node in index.graph.node for name in node.output]
+    return [name for name in order if name in needed]
+
+
+def operators_left_float(model: onnx.ModelProto, scheme: str) -> tuple[FloatOperator, ...]:
+    """The operators that a scheme does not compute in integers, and why.
+
+    Args:
+        model: the float graph
+        scheme: `"cpu"`, or `"trt"`, of which operators that only move values are left out: TensorRT moves them in
+            whatever type their neighbours have
+
+    Returns:
+        an entry for each operator type and reason, the most frequent first
+    """
+    index = GraphIndex(model)
+    wanted = _wanted(index, scheme)
+    integer = {id(layer.node) for layer in weighted_layers(index)}
+    integer |= {id(node) for node in index.graph.node if _is_residual(node, index)}
+    for node in list(index.graph.node):
+        reader = index.only_consumer(node.output[0]) if id(node) in integer else None
+        if reader is not None and reader.op_type in _FUSED_ACTIVATIONS:
+            integer.add(id(reader))
+    counts: Counter[tuple[str, str]] = Counter()
+    for node in index.graph.node:
+        moving = _moves(node) or node.op_type in ("Concat", *_SELECTING)
+        if id(node) in integer or node.op_type == "Constant" or (moving and scheme == "trt"):
+            continue
+        if moving or node.op_type in _POOLS:
+            read = [name for name in node.input[: None if node.op_type == "Concat" else 1] if name]
+            if node.output[0] in wanted and all(name in wanted for name in read):
+                continue
+        if all(index.producers.get(name) is None and name not in index.inputs for name in node.input):
+            continue  # a constant in disguise
+        counts[node.op_type, _REASONS.get(node.op_type, _NO_KERNEL)] += 1
+    return tuple(FloatOperator(operator, count, reason) for (operator, reason), count in counts.most_common())
+
+
+def _wanted(index: GraphIndex, scheme: str) -> set[str]:
+    layers = weighted_layers(index)
+    residuals = [node for node in index.graph.node if _is_residual(node, index)]
+    # What the graph gives out stays float; where a layer reads it too, the pair stands between the two.
+    wanted = {layer.data for layer in layers} | {name for node in residuals for name in node.input}
+    if scheme == "cpu":
+        wanted.update(_fused_output(node, index) for node in [layer.node for layer in layers] + residuals)
+        _spread(index, wanted)
+    return {name for name in wanted if name not in index.outputs or name in index.consumers}
+
+
+def _spread(index: GraphIndex, wanted: set[str]) -> None:
+    """Add what operators with integer kernels make of what is in integers already, until nothing is added."""
+    before = -1
+    while before != len(wanted):
+        before = len(wanted)
+        for node in index.graph.node:
+            if node.op_type in _POOLS or _moves(node) or node.op_type in _SELECTING:
+                if node.input[0] in wanted:
+                    wanted.update(name for name in node.output if name)
+            elif node.op_type == "Concat":
+                wanted.update(_joined(node, index, wanted))
+
+
+def _joined(node: onnx.NodeProto, index: GraphIndex, wanted: set[str]) -> set[str]:
+    """Inputs and output of a Concat, if it can join integers: each input is in integers, or nothing else reads it."""
+    inputs = list(dict.fromkeys(node.input))
+    if any(index.constant(name) is not None for name in inputs) or not any(name in wanted for name in inputs):
+        return set()
+    if all(name in wanted for name in inputs):
+        return {node.output[0]}
+    alone = all(name in wanted or (index.only_consumer(name) is node and _is_float(name, index)) for name in inputs)
+    return {*inputs, node.output[0]} if alone and node.output[0] in wanted else set()
+
+
+def _is_float(name: str, index: GraphIndex) -> bool:
+    """Whether a tensor is certainly a feature map, not one of the integers that shapes are computed with."""
+    shape = index.shape(name)
+    return shape is not None and len(shape) > 1
+
+
+def _moves(node: onnx.NodeProto) -> bool:
+    if node.op_type == "Resize":
+        return bool(attribute(node, "mode", b"nearest") == b"nearest")
+    return node.op_type in _MOVING
+
+
+def _moves_integers(node: onnx.NodeProto, wanted: set[str]) -> bool:
+    return (_moves(node) or node.op_type in _SELECTING) and node.input[0] in wanted
+
+
+def _origin(name: str, index: GraphIndex, group: dict[str, str]) -> str:
+    """The tensor that a moved one comes from, entered among the groups where it is float."""
+    node = index.producers.get(name)
+    while name not in group and node is not None and _moves(node):
+        name = node.input[0]
+        node = index.producers.get(name)
+    group.setdefault(name, name)
+    return name
+
+
+def _only_read_by(members: set[str], concat: onnx.NodeProto, index: GraphIndex) -> bool:
+    """Whether tensors that share a range end in one Concat, and nothing but what moves them there reads them."""
+    return all(
+        name not in index.outputs
+        and name not in index.inputs
+        and all(reader is concat or set(reader.output) <= members for reader in index.consumers.get(name, []))
+        for name in members
+    )
 
 
 def _output_channel_axis(node: onnx.NodeProto, index: GraphIndex) -> int | None:
@@ -118,4 +272,8 @@ def _fused_output(node: onnx.NodeProto, index: GraphIndex) -> str:
 
 
 def _is_residual(node: onnx.NodeProto, index: GraphIndex) -> bool:
-    return all(index.constant(name) is None for name in node.input)
+    """Whether a node adds two feature maps: neither is constant, and neither is spread over the other."""
+    if node.op_type != "Add" or any(index.constant(name) is not None for name in node.input):
+        return False
+    shapes = [index.shape(name) for name in node.input]
+    return None in shapes or shapes[0] == shapes[1]

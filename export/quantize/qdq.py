@@ -26,7 +26,7 @@ from calib import TensorRange
 
 from ..errors import QuantizationError
 from ..onnx_graph import GraphIndex, drop_unused_initializers, replace_nodes
-from .layers import WeightedLayer, quantized_tensors, range_source, weighted_layers
+from .layers import WeightedLayer, quantized_tensors, range_sources, weighted_layers
 
 FloatArray = NDArray[np.float32]
 
@@ -120,7 +120,9 @@ class _Inserter:
         self.model = model
         self.scheme = scheme
         self.index = GraphIndex(model)
-        self.params = {name: self._activation_params(name, ranges) for name in quantized_tensors(self.index, scheme)}
+        sources = range_sources(self.index, scheme)
+        names = quantized_tensors(self.index, scheme)
+        self.params = {name: self._activation_params(sources[name], ranges) for name in names}
         self.layers = {layer.node.output[0]: layer for layer in weighted_layers(self.index)}
         self.weights: dict[tuple[str, int, bytes], str] = {}
         self.nodes: list[onnx.NodeProto] = []
@@ -140,8 +142,7 @@ class _Inserter:
                 self._quantize_activation(name)
         replace_nodes(self.model, self.nodes)
 
-    def _activation_params(self, name: str, ranges: Mapping[str, TensorRange]) -> QuantParams:
-        source = range_source(name, self.index)
+    def _activation_params(self, source: str, ranges: Mapping[str, TensorRange]) -> QuantParams:
         if source not in ranges:
             raise QuantizationError(f"no range was measured for {source!r}: calibrate this very graph")
         return activation_params(ranges[source], self.scheme)

@@ -11,8 +11,9 @@ from calib import find_images
 from calib.errors import CalibrationError
 from export import Tolerances, export_model
 from export.errors import ExportError, VerificationError
-from export.verify import answer, check, compare
+from export.verify import Comparison, check, compare, compare_networks
 from runtime.manifest import Artefact
+from runtime.preprocess import Preprocessor
 
 REFERENCE = np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 5.0]], np.float32)
 
@@ -107,17 +108,24 @@ def some_broken(photos, tmp_path):
 def test_images_are_read_once_and_those_that_cannot_be_are_left_out(some_broken, preprocessing):
     folder, broken = some_broken
     paths = find_images(folder)
-    mean = lambda batch: batch.mean((2, 3))  # noqa: E731
-    done = []
-    answers, read = answer(
-        {"a": mean, "b": lambda x: -mean(x)}, paths, preprocessing, lambda i, total: done.append((i, total))
+    seen, done = [], []
+
+    def mean(batch):
+        return {"mean": batch.mean((2, 3))}
+
+    def keeping(batch):
+        seen.append(batch)
+        return {"mean": -batch.mean((2, 3))}
+
+    compared, read = compare_networks(
+        {"same": mean, "negative": keeping}, mean, paths, preprocessing, progress=lambda i, n: done.append((i, n))
     )
     assert read == [i for i in range(12) if i not in broken]
-    assert answers["a"].shape == (9, 3)
-    np.testing.assert_array_equal(answers["a"], -answers["b"])
     assert done == [(8, 12), (9, 12)]
-    alone, _ = answer({"a": mean}, [paths[5]], preprocessing)
-    np.testing.assert_allclose(answers["a"][read.index(5)], alone["a"][0], rtol=1e-6)
+    assert compared["same"].result("x").relative_error == 0
+    assert compared["negative"].result("x").relative_error == pytest.approx(2)
+    assert compared["negative"].result("x").images == 9
+    np.testing.assert_array_equal(np.concatenate(seen), Preprocessor(preprocessing).batch([paths[i] for i in read]))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,128 @@
+"""Making the graphs that are asked for from the float32 one: float16 and INT8, each written into the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calib import CACHE_NAME, CalibrationCache, cached_ranges, find_images, images_digest, sample_folder
+from runtime.manifest import METADATA_KEY, SCHEMES, VARIANT_KEY, Artefact
+
+from .base import Base
+from .bundle import BundleWriter
+from .progress import Progress
+from .report import FloatOperator
+from .spec import ExportSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+_FEW_IMAGES = 64
+
+
+def make_graphs(
+    spec: ExportSpec,
+    base: Base,
+    destination: Path,
+    writer: BundleWriter,
+    progress: Progress,
+    warn: Callable[[str], None],
+) -> tuple[dict[str, onnx.ModelProto], dict[str, tuple[FloatOperator, ...]]]:
+    """Make the ONNX graphs that are asked for and not there yet.
+
+    Args:
+        spec: what was asked
+        base: what they are made from
+        destination: of the bundle, whose calibration is read where there is one
+        writer: of the bundle, which the calibration is written to
+        progress: is told what happens
+        warn: is told what the user should know
+
+    Returns:
+        the graphs by variant, and what stayed float in each of the quantized ones
+    """
+    schemes = [s for s in SCHEMES if spec.int8 and not base.has(f"int8.{s}")]
+    fp16, fp32 = spec.fp16 and not base.has("fp16"), not base.has("fp32")
+    if not schemes and base.folder is not None and (base.folder / CACHE_NAME).is_file():
+        writer.keep(base.folder, CACHE_NAME)
+    if not (fp32 or fp16 or schemes):
+        return {}, {}
+    graph = base.load_graph()  # from here on there is onnx
+    graphs = {"fp32": graph} if fp32 else {}
+    if fp16 or "trt" in schemes:
+        from .float16 import check_activations
+
+        images = unlabelled_images(spec, spec.verify_samples)
+        with progress.stage("checking that activations fit float16"):
+            check_activations(graph, images, base.manifest.preprocessing)
+    if fp16:
+        from .float16 import to_float16
+
+        with progress.stage("converting to float16"):
+            graphs["fp16"] = to_float16(graph)
+    float_operators = {}
+    if schemes:
+        from .quantize import quantize
+        from .quantize.layers import operators_left_float
+
+        cache = _calibration(graph, spec, base, destination, progress, warn)
+        with progress.stage("quantizing"):
+            graphs.update({f"int8.{scheme}": quantize(graph, cache.ranges, scheme) for scheme in schemes})
+        float_operators = {f"int8.{scheme}": operators_left_float(graph, scheme) for scheme in schemes}
+        writer.write(CACHE_NAME, cache.to_json().encode())
+    return graphs, float_operators
+
+
+def _calibration(
+    graph: onnx.ModelProto,
+    spec: ExportSpec,
+    base: Base,
+    destination: Path,
+    progress: Progress,
+    warn: Callable[[str], None],
+) -> CalibrationCache:
+    """Measured ranges, from the bundle's cache where it is of the same model, images and method."""
+    from .onnx_graph import graph_digest
+    from .quantize import calibrate, tensors_to_observe
+
+    preprocessing = base.manifest.preprocessing
+    if spec.calib is None:
+        warn("calibrating on the few sample images of the package: pass images like those it will see with --calib DIR")
+    images = unlabelled_images(spec, spec.calib_samples)
+    if spec.calib is not None and len(images) < _FEW_IMAGES:
+        warn(f"calibrating on {len(images)} images only: a few hundred give steadier ranges")
+    path = (base.folder or destination) / CACHE_NAME
+    wanted = (spec.calib_method, graph_digest(graph), images_digest(images), preprocessing)
+    found, _ = cached_ranges(path, *wanted, tensors=tuple(tensors_to_observe(graph)))
+    if found is not None:
+        with progress.stage(f"reading the calibration on {found.image_count} images from {path}"):
+            return found
+    with progress.stage(f"calibrating on {len(images)} images ({spec.calib_method})"):
+        cache = calibrate(graph, images, preprocessing, spec.calib_method, progress.update)
+    if cache.image_count < len(images):
+        warn(f"{len(images) - cache.image_count} of {len(images)} calibration images could not be read")
+    return cache
+
+
+def unlabelled_images(spec: ExportSpec, samples: int) -> tuple[Path, ...]:
+    """A sample of the calibration images, or of those that come with the package."""
+    return find_images(spec.calib or sample_folder(), samples, spec.seed)
+
+
+def write_graphs(graphs: dict[str, onnx.ModelProto], base: Base, writer: BundleWriter) -> list[Artefact]:
+    """Write the graphs, each with the manifest in its metadata, those for TensorRT through its operator gate."""
+    made = []
+    for variant, graph in graphs.items():
+        from .gate import check_tensorrt10
+        from .onnx_graph import set_metadata
+
+        file = "model.onnx" if variant == "fp32" else f"model.{variant}.onnx"
+        precision, _, scheme = variant.partition(".")
+        if scheme != "cpu":
+            check_tensorrt10(graph, file)
+        metadata = {METADATA_KEY: base.manifest.to_json(), VARIANT_KEY: variant}
+        set_metadata(graph, metadata)
+        data = graph.SerializeToString(deterministic=True)
+        made.append(writer.add(file, data, precision=precision, scheme=scheme or None))
+    return made
