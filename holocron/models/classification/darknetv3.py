@@ -1,5 +1,6 @@
 """DarkNet-53: residual, and with strides in place of the poolings; the backbone of YOLOv3."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -16,6 +17,10 @@ from holocron.models.registry import register_model
 from holocron.nn.modules.downsample import GlobalAvgPool2d
 
 __all__ = ["Darknet53_Checkpoint", "DarknetV3", "darknet53"]
+
+# What each block adds to the variance of its input before any training, as in `init_weights`. At one, the activations
+# of untrained networks leave float16 in evaluation mode.
+_INITIAL_VARIANCE = 0.125
 
 
 class Darknet53_Checkpoint(Enum):  # noqa: N801 - the published name
@@ -52,6 +57,9 @@ class DarknetBlock(nn.Module):
             *conv(channels, hidden_channels, kernel_size=1),
             *conv(hidden_channels, channels, kernel_size=3, padding=1),
         )
+        norms = [layer for layer in self.conv if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm) and layer.affine]
+        if norms:
+            nn.init.constant_(norms[-1].weight, math.sqrt(_INITIAL_VARIANCE))
 
     def forward(self, x: Tensor) -> Tensor:
         """Add what the convolutions make of ``x`` to it."""
