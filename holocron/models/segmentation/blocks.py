@@ -81,12 +81,14 @@ class Segmenter(nn.Module):
                 f"expected images of at least {self.min_size}×{self.min_size} pixels, got {height}×{width}: resize "
                 "them, or build the network with fewer levels"
             )
-        if not self.same_padding:
-            return self.score(x)
         below, right = -height % self.stride, -width % self.stride
-        if below == 0 and right == 0:
+        if not self.same_padding or (below == 0 and right == 0):
             return self.score(x)
-        return self.score(nnf.pad(x, (0, right, 0, below), mode="replicate"))[..., :height, :width]
+        logits = self.score(nnf.pad(x, (0, right, 0, below), mode="replicate"))
+        # In proportion, since the scores of some networks are coarser than their input.
+        kept_height = -(-height * logits.shape[-2] // (height + below))
+        kept_width = -(-width * logits.shape[-1] // (width + right))
+        return logits[..., :kept_height, :kept_width]
 
 
 def check_widths(layout: Sequence[int], num_classes: int, in_channels: int, min_levels: int = 1) -> None:

@@ -56,7 +56,7 @@ class UNet(Segmenter):
 
     Shape:
         - input: (N, in_channels, H, W), H and W of at least ``2 ** len(layout)`` pixels, more without padding
-        - output: (N, K, H, W), the logits
+        - output: (N, K, H, W), the logits; less than H, W without padding
     """
 
     def __init__(
@@ -128,7 +128,8 @@ class DynamicUNet(Segmenter):
 
     Shape:
         - input: (N, C, H, W), H and W of at least the stride of the encoder
-        - output: (N, K, H, W), the logits
+        - output: (N, K, H, W), the logits, where the encoder's first features, doubled or not as asked, have the size
+          of the input
     """
 
     def __init__(
@@ -256,12 +257,6 @@ def _fetch(build: Callable[[], ModelT], arch: str) -> ModelT:
         ) from error
 
 
-def _torchvision_encoder(name: str, arch: str, pretrained: bool, progress: bool) -> nn.Module:
-    if not pretrained:
-        return torchvision.models.get_model(name, weights=None)
-    return _fetch(lambda: torchvision.models.get_model(name, weights="DEFAULT", progress=progress), arch)
-
-
 @register_model(task="segmentation", pre_processing=_PRE_PROCESSING)
 def unet(pretrained: bool = False, progress: bool = True, **kwargs: Any) -> UNet:
     """U-Net from `"U-Net: Convolutional Networks for Biomedical Image Segmentation" <https://arxiv.org/abs/1505.04597>`_.
@@ -324,8 +319,15 @@ def unet_tvvgg11(
     """
 
     def build_encoder() -> nn.Module:
-        features = _torchvision_encoder("vgg11", "unet_tvvgg11", pretrained_backbone, progress).features
-        assert isinstance(features, nn.Sequential)
+        if pretrained_backbone:
+            return _fetch(
+                lambda: torchvision.models.vgg11(weights="DEFAULT", progress=progress), "unet_tvvgg11"
+            ).features
+        # The head is nine tenths of the classifier, and not needed here: it never gets any memory.
+        with torch.device("meta"):
+            features: nn.Sequential = torchvision.models.vgg11().features
+        features.to_empty(device=torch.get_default_device())
+        init_weights(features)
         return features
 
     # The last activation before each pooling.
@@ -352,7 +354,9 @@ def unet_tvresnet34(
     """
 
     def build_encoder() -> nn.Module:
-        return _torchvision_encoder("resnet34", "unet_tvresnet34", pretrained_backbone, progress)
+        if not pretrained_backbone:
+            return torchvision.models.resnet34()
+        return _fetch(lambda: torchvision.models.resnet34(weights="DEFAULT", progress=progress), "unet_tvresnet34")
 
     layers = ["relu", "layer1", "layer2", "layer3", "layer4"]
     kwargs = {"final_upsampling": True, **kwargs}
