@@ -7,6 +7,7 @@ from holocron.models.classification import (
     mobileone,
     pyconv_resnet,
     repvgg,
+    repvit,
     res2net,
     resnet,
     rexnet,
@@ -21,6 +22,7 @@ from holocron.models.classification.darknetv4 import *  # noqa: F403
 from holocron.models.classification.mobileone import *  # noqa: F403
 from holocron.models.classification.pyconv_resnet import *  # noqa: F403
 from holocron.models.classification.repvgg import *  # noqa: F403
+from holocron.models.classification.repvit import *  # noqa: F403
 from holocron.models.classification.res2net import *  # noqa: F403
 from holocron.models.classification.resnet import *  # noqa: F403
 from holocron.models.classification.rexnet import *  # noqa: F403
@@ -36,6 +38,7 @@ __all__ += darknetv4.__all__
 __all__ += mobileone.__all__
 __all__ += pyconv_resnet.__all__
 __all__ += repvgg.__all__
+__all__ += repvit.__all__
 __all__ += res2net.__all__
 __all__ += resnet.__all__
 __all__ += rexnet.__all__

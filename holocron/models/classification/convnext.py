@@ -230,8 +230,8 @@ class ConvNeXt(nn.Module):
         height, width = x.shape[-2:]
         if height < self.min_size or width < self.min_size:
             raise ValueError(
-                f"expected an image of at least {self.min_size} × {self.min_size} pixels, since the resolution is divided "
-                f"by that, got {height} × {width}"
+                f"expected an image of at least {self.min_size} × {self.min_size} pixels, by which the resolution is "
+                f"divided, got {height} × {width}"
             )
         return self.head(self.pool(self.features(x)))
 
