@@ -45,7 +45,8 @@ class ScaleConv2d(nn.Module):
         hierarchical: whether parts build on each other.
 
     Raises:
-        ValueError: if ``scale`` is below 2 or does not divide ``channels``, or a hierarchy has a stride.
+        ValueError: if ``scale`` is below 2 or does not divide ``channels``, ``groups`` do not divide a part, or a
+            hierarchy has a stride.
 
     Shape:
         - input: (N, channels, H, W)
@@ -57,11 +58,13 @@ class ScaleConv2d(nn.Module):
     ) -> None:
         if scale < 2 or channels % scale:
             raise ValueError(f"scale has to be 2 or more and to divide {channels} channels, got {scale}")
+        width = channels // scale
+        if width % groups:
+            raise ValueError(f"groups={groups} do not divide the {width} channels of each of {scale} parts")
         if hierarchical and stride != 1:
             raise ValueError(f"parts that build on each other need stride 1, got {stride}")
         super().__init__()
         self.scale: int = scale
-        width = channels // scale
         self.conv = nn.ModuleList(
             nn.Sequential(*layers.sequence(width, width, kernel_size=3, stride=stride, padding=1, groups=groups))
             for _ in range(scale - 1)
