@@ -24,8 +24,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _SE_REDUCTION = 4
 _SE_DIVISOR = 8
 _EXPANSION = 2
-# The residual branches start at an eighth of the variance of the identity beside them: a deep network then starts as a
-# shallow one.
+# What stands beside an identity starts at an eighth of its variance: a deep network then starts as a shallow one, and
+# even untrained it stays within what float16 can hold.
 _RESIDUAL_GAIN = math.sqrt(0.125)
 
 
@@ -237,9 +237,13 @@ class RepViT(nn.Module):
         self.pool = GlobalAvgPool2d(flatten=True)
         self.head = NormLinear(previous, num_classes)
         init_weights(self)
-        for name, parameter in self.named_parameters():
-            if name.endswith("channel_mixer.block.2.1.weight"):
-                nn.init.constant_(parameter, _RESIDUAL_GAIN)
+        for layer in self.modules():
+            if isinstance(layer, ChannelMixer):
+                nn.init.constant_(layer.block.get_parameter("2.1.weight"), _RESIDUAL_GAIN)
+            elif isinstance(layer, RepDepthwise):
+                # The two convolutions share the gain; the second has no normalization to set it.
+                nn.init.constant_(layer.conv3.get_parameter("1.weight"), _RESIDUAL_GAIN / math.sqrt(2))
+                nn.init.normal_(layer.conv1.weight, std=_RESIDUAL_GAIN / math.sqrt(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images of shape (N, in_channels, H, W) into logits of shape (N, K)."""
