@@ -7,15 +7,18 @@ from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holocron.models.detection.detector import Detector, GroundTruth
 
-__all__ = ["GridDetector", "GridPredictions", "assign_boxes"]
+__all__ = ["GridDetector", "GridPredictions", "assign_boxes", "init_objectness"]
 
 # Below this side, relative to the image, the root is cut off: there the side itself hardly depends on the network any
 # more, and the product of its derivative and the root's, infinite at 0, would be NaN.
 _SMALLEST_SIDE = 1e-12
+
+# Probability of an object that an untrained head gives each box.
+_OBJECTNESS_PRIOR = 0.1
 
 
 class GridPredictions(NamedTuple):
@@ -200,6 +203,19 @@ def assign_boxes(iou: Tensor, cell: Tensor) -> Tensor:
         assigned[winner] = box
         taken[group[winner], box] = True
     return assigned
+
+
+def init_objectness(bias: Tensor) -> None:
+    """Initialize in place the biases of the objectness, so that each box starts as one that hardly has an object.
+
+    The idea is that of `"Focal Loss for Dense Object Detection" <https://arxiv.org/abs/1708.02002>`_. Starting from one
+    half, the many boxes without an object make the first steps so large that a network may never recover: YOLOv1 did
+    not, with stochastic gradient descent on three images.
+
+    Args:
+        bias: the biases, of any shape, before the sigmoid.
+    """
+    nn.init.constant_(bias, math.log(_OBJECTNESS_PRIOR / (1 - _OBJECTNESS_PRIOR)))
 
 
 def _at_least_float32(raw: Tensor) -> Tensor:

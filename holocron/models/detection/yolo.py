@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from holocron.models.blocks import conv_sequence, init_weights
 from holocron.models.checkpoints import PreProcessing
 from holocron.models.classification.darknet import DarknetBodyV1
-from holocron.models.detection.grid import GridDetector, GridPredictions
+from holocron.models.detection.grid import GridDetector, GridPredictions, init_objectness
 from holocron.models.loading import build_with_checkpoint
 from holocron.models.registry import register_model
 
@@ -112,15 +112,13 @@ class YOLOv1(GridDetector):
                 bias=norm_layer is None,
             )
         self.block4 = nn.Sequential(*convolutions)
+        head = nn.Linear(head_hidden_nodes, _GRID**2 * (5 * num_anchors + num_classes))
         self.classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(width * _GRID**2, head_hidden_nodes),
-            act_layer,
-            nn.Dropout(0.5),
-            nn.Linear(head_hidden_nodes, _GRID**2 * (5 * num_anchors + num_classes)),
+            nn.Flatten(), nn.Linear(width * _GRID**2, head_hidden_nodes), act_layer, nn.Dropout(0.5), head
         )
         init_weights(self.block4)
         init_weights(self.classifier)
+        init_objectness(head.bias.detach().view(_GRID**2, -1)[:, 4 : 5 * num_anchors : 5])
 
     def raw_outputs(self, x: Tensor) -> Tensor:
         """Run the network on images of shape (N, in_channels, S, S).

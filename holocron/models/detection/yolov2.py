@@ -12,7 +12,7 @@ from holocron.models.blocks import conv_sequence, init_weights
 from holocron.models.checkpoints import PreProcessing
 from holocron.models.classification.darknetv2 import Darknet19_Checkpoint, DarknetBodyV2
 from holocron.models.detection.backbone import load_backbone
-from holocron.models.detection.grid import GridDetector, GridPredictions
+from holocron.models.detection.grid import GridDetector, GridPredictions, init_objectness
 from holocron.models.loading import build_with_checkpoint
 from holocron.models.registry import register_model
 from holocron.nn.modules.downsample import ConcatDownsample2d
@@ -137,6 +137,7 @@ class YOLOv2(GridDetector):
         nn.init.normal_(self.head.weight, std=0.01)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
+        init_objectness(self.head.bias.detach().view(len(self.anchors), -1)[:, 4])
 
     def raw_outputs(self, x: Tensor) -> Tensor:
         """Run the network on images of shape (N, in_channels, H, W).

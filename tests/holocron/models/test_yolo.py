@@ -222,6 +222,15 @@ def test_losses_equal_the_reference(build, scene):
         assert value.item() == pytest.approx(expected[name], rel=2e-5, abs=1e-6), name
 
 
+@pytest.mark.parametrize(("build", "size"), SMALL)
+def test_an_untrained_head_sees_hardly_anything(build, size):
+    model = build().eval()
+    with torch.inference_mode():
+        predictions = model.interpret(model.raw_outputs(torch.rand(1, 3, *size)))
+    torch.testing.assert_close(predictions.objectness.mean(), torch.tensor(0.1), rtol=0.2, atol=0)
+    torch.testing.assert_close(predictions.center.mean(), torch.tensor(0.5), rtol=0.1, atol=0)
+
+
 def test_each_object_gets_one_box_and_each_box_one_object():
     iou = torch.tensor(
         [
