@@ -39,9 +39,10 @@ class _Affine:
 def fold_layers(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fold batch normalization and constant factors and addends for each channel into Conv, ConvTranspose and Gemm.
 
-    What follows a layer goes into it where nothing else reads between the two. What comes before a convolution goes
-    into it too, if it is a normalization that nothing else reads, and the convolution pads nothing (padding comes after
-    the addend). A normalization that stays is rewritten to mean 0 and variance 1, which float16 holds.
+    What follows a layer, or several that a Concat joins, goes into it where nothing else reads between the two. What
+    comes before a convolution goes into it too, if it is a normalization that nothing else reads, and the convolution
+    pads nothing (padding comes after the addend). A normalization that stays is rewritten to mean 0 and variance 1,
+    which float16 holds.
 
     Args:
         model: a float32 model, which is changed in place
@@ -72,14 +73,20 @@ class _Folder:
             affine = self._affine(node)
             if affine is None:
                 continue
-            layer = self._producer(affine.data)
-            if layer is None or not self._is_only_reader(node, affine.data):
+            parts = self._layers_of(affine.data) if self._is_only_reader(node, affine.data) else None
+            if parts is None:
                 continue
-            weight, bias = self._weights(layer)
-            if not (_fits(affine.scale, bias) and _fits(affine.shift, bias)):
+            widths = [self._weights(layer)[1].size for layer in parts]
+            if not all(values.size in (1, sum(widths)) for values in (affine.scale, affine.shift)):
                 continue
-            scale = np.broadcast_to(affine.scale, bias.shape)
-            self.weights[id(layer)] = (layer, _scale_outputs(layer, weight, scale), bias * scale + affine.shift)
+            ends = np.cumsum(widths)
+            for layer, end, width in zip(parts, ends, widths, strict=True):
+                scale, shift = (
+                    np.broadcast_to(values, (sum(widths),))[end - width : end]
+                    for values in (affine.scale, affine.shift)
+                )
+                weight, bias = self._weights(layer)
+                self.weights[id(layer)] = (layer, _scale_outputs(layer, weight, scale), bias * scale + shift)
             self._remove(node, affine.data)
 
     def into_layers_behind(self) -> None:
@@ -170,6 +177,20 @@ class _Folder:
         node = self.index.producers.get(name)
         return node if node is not None and self._is_layer(node) else None
 
+    def _layers_of(self, name: str) -> list[onnx.NodeProto] | None:
+        """The layers whose outputs are the channels of a tensor: one, or several that a Concat joins."""
+        layer = self._producer(name)
+        if layer is not None:
+            return [layer]
+        while name in self.renamed:
+            name = self.renamed[name]
+        node = self.index.producers.get(name)
+        if node is None or node.op_type != "Concat" or attribute(node, "axis") != 1:
+            return None
+        layers = [self._producer(part) for part in node.input if self._is_only_reader(node, part)]
+        found = [layer for layer in layers if layer is not None]
+        return found if len(found) == len(node.input) else None
+
     def _is_only_reader(self, node: onnx.NodeProto, name: str) -> bool:
         alone = self.index.only_consumer(name) is node
         return alone and list(node.input).count(name) == 1
@@ -225,10 +246,6 @@ def _per_channel(value: NDArray[np.generic], shape: tuple[int | None, ...]) -> F
     if padded[1] != value.size or padded[1] != shape[1]:
         return None
     return value.astype(np.float64).reshape(-1)
-
-
-def _fits(values: Float64, bias: Float64) -> bool:
-    return values.size == 1 or values.shape == bias.shape
 
 
 def _output_channels(layer: onnx.NodeProto, weight: Float64) -> int:

@@ -193,14 +193,20 @@ def _wanted(index: GraphIndex, scheme: str) -> set[str]:
 
 
 def _spread(index: GraphIndex, wanted: set[str]) -> None:
-    """Add what operators with integer kernels make of what is in integers already, until nothing is added."""
+    """Add what operators with integer kernels make of what is in integers already, until nothing is added.
+
+    Where all that an operator moves is rounded behind it, it is rounded before it instead: the values are the same.
+    """
     before = -1
     while before != len(wanted):
         before = len(wanted)
         for node in index.graph.node:
             if node.op_type in _POOLS or _moves(node) or node.op_type in _SELECTING:
+                outputs = {name for name in node.output if name in index.consumers or name in index.outputs}
                 if node.input[0] in wanted:
-                    wanted.update(name for name in node.output if name)
+                    wanted |= outputs
+                elif node.op_type not in _POOLS and outputs <= wanted and _can_round_first(node, index):
+                    wanted.add(node.input[0])
             elif node.op_type == "Concat":
                 wanted.update(_joined(node, index, wanted))
 
@@ -212,14 +218,15 @@ def _joined(node: onnx.NodeProto, index: GraphIndex, wanted: set[str]) -> set[st
         return set()
     if all(name in wanted for name in inputs):
         return {node.output[0]}
-    alone = all(name in wanted or (index.only_consumer(name) is node and _is_float(name, index)) for name in inputs)
+    alone = all(name in wanted or _can_round_first(node, index, name) for name in inputs)
     return {*inputs, node.output[0]} if alone and node.output[0] in wanted else set()
 
 
-def _is_float(name: str, index: GraphIndex) -> bool:
-    """Whether a tensor is certainly a feature map, not one of the integers that shapes are computed with."""
+def _can_round_first(node: onnx.NodeProto, index: GraphIndex, name: str = "") -> bool:
+    """Whether a node's input can be rounded for it: it is a feature map, and no float operator reads it too."""
+    name = name or node.input[0]
     shape = index.shape(name)
-    return shape is not None and len(shape) > 1
+    return index.only_consumer(name) is node and shape is not None and len(shape) > 1
 
 
 def _moves(node: onnx.NodeProto) -> bool:

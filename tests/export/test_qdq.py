@@ -17,6 +17,7 @@ from export.onnx_graph import GraphIndex, add_outputs
 from export.quantize import insert_qdq, quantize, tensors_to_observe
 from export.quantize.layers import quantized_tensors
 from export.quantize.qdq import activation_params, quantize_weight
+from runtime.backends import open_session
 
 SCHEMES = ("cpu", "trt")
 magnitudes = st.floats(2.0**-60, 2.0**60, allow_subnormal=False)
@@ -330,7 +331,7 @@ def test_scales_too_small_to_multiply(make_onnx, ort_run):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_shared_weights_are_stored_once(make_onnx, ort_run, scheme):
+def test_shared_weights_are_stored_once_where_that_is_safe(make_onnx, ort_run, scheme):
     w = random(3, 3, 1, 1)
     model = make_onnx(
         [helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Conv", ["a", "w"], ["y"])],
@@ -341,12 +342,15 @@ def test_shared_weights_are_stored_once(make_onnx, ort_run, scheme):
     x = random(1, 3, 4, 4)
     ranges, seen = minmax(model, {"x": x}, ort_run)
     quantized = insert_qdq(model, ranges, scheme)
-    assert sum(v.shape == w.shape for v in constants(quantized).values()) == 1
+    assert sum(v.shape == w.shape for v in constants(quantized).values()) == {"trt": 1, "cpu": 2}[scheme]
     wq = fake_weight(w, 0, scheme)
     a = fake_activation(conv(fake_activation(x, x, scheme), wq, None), seen["a"], scheme)
     y = ort_run(quantized, {"x": x}, optimize=False)["y"]
     np.testing.assert_allclose(y, conv(a, wq, None), atol=0.02 * np.abs(seen["a"]).max())
     assert "w" not in constants(quantized)
+    # On a processor without INT8 dot products this is where ONNX Runtime rewrites the weights.
+    session = open_session(quantized.SerializeToString(), "onnxruntime", 1)
+    np.testing.assert_allclose(session.run(x)["y"], y, atol=0.02 * np.abs(y).max())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -588,7 +592,6 @@ def test_onnx_runtime_fuses_the_cpu_graph_into_integer_kernels(tiny_bundle, tmp_
 
 def test_openvino_and_onnx_runtime_agree(tiny_bundle):
     pytest.importorskip("openvino")
-    from runtime.backends import open_session
 
     x = random(8, 3, 24, 20)
     answers = []
