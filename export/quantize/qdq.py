@@ -124,7 +124,6 @@ class _Inserter:
         names = quantized_tensors(self.index, scheme)
         self.params = {name: self._activation_params(sources[name], ranges) for name in names}
         self.layers = {layer.node.output[0]: layer for layer in weighted_layers(self.index)}
-        self.weights: dict[tuple[str, int, bytes, str], str] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.new_name: dict[str, str] = {}
 
@@ -165,17 +164,12 @@ class _Inserter:
         data = self.params[layer.data]
         floor = None if bias is None else np.abs(bias) / (data.scale * np.float32(_LARGEST_BIAS))
         params = quantize_weight(weight, layer.axis, self.scheme, floor)
-        # Weights that two layers share are stored once, unless the layers ask for different scales; under `cpu` for
-        # each, since ONNX Runtime rewrites a layer's weights on processors without INT8 dot products, and fails on the
-        # second that has the same.
-        owner = layer.node.output[0] if self.scheme == "cpu" else ""
-        key = (layer.weight, layer.axis, params.scale.tobytes(), owner)
-        if key not in self.weights:
-            shape = [1] * weight.ndim
-            shape[layer.axis] = -1
-            integers = np.clip(np.rint(weight / params.scale.reshape(shape)), -127, 127).astype(np.int8)
-            self.weights[key] = self._dequantized(layer.weight, integers, params, layer.axis)
-        layer.node.input[1] = self.weights[key]
+        # Weights that layers share are stored for each: ONNX Runtime rewrites the weights of a layer on processors
+        # without INT8 dot products, and fails on the second layer that has the same.
+        shape = [1] * weight.ndim
+        shape[layer.axis] = -1
+        integers = np.clip(np.rint(weight / params.scale.reshape(shape)), -127, 127).astype(np.int8)
+        layer.node.input[1] = self._dequantized(layer.weight, integers, params, layer.axis)
         if bias is not None and layer.bias is not None:
             # Never 0, where both scales are tiny: nothing can be divided by that.
             scale = np.maximum(data.scale * params.scale, np.finfo(np.float32).tiny).astype(np.float32)
