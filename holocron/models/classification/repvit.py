@@ -244,6 +244,9 @@ class RepViT(nn.Module):
                 # The two convolutions share the gain; the second has no normalization to set it.
                 nn.init.constant_(layer.conv3.get_parameter("1.weight"), _RESIDUAL_GAIN / math.sqrt(2))
                 nn.init.normal_(layer.conv1.weight, std=_RESIDUAL_GAIN / math.sqrt(2))
+            elif isinstance(layer, SqueezeExcite):
+                # Channels start with much the same factor: a chain of random ones leaves most tiny beside a few.
+                nn.init.normal_(layer.fc2.weight, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images of shape (N, in_channels, H, W) into logits of shape (N, K)."""
