@@ -15,7 +15,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
     A mean over all pixels becomes GlobalAveragePool and dropping its empty dimensions Flatten, which INT8 kernels exist
     for; sizes that are computed for a Resize become constant factors; what a normalization can be folded into takes it;
-    identities go; so do the tracer's notes, which name files of the machine it ran on.
+    a rectifier behind a Concat of convolutions moves to each of them, whose kernels apply it; identities go; so do the
+    tracer's notes, which name files of the machine it ran on.
 
     Args:
         model: the traced model, with inferred shapes; it is changed in place, since it may be gigabytes
@@ -45,6 +46,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     replace_nodes(result, nodes)
     _drop_unused_nodes(result)
     fold_layers(result)
+    _activate_before_joining(result)
     drop_unknown_shapes(result)
     for value in [*result.graph.value_info, *result.graph.input, *result.graph.output]:
         del value.metadata_props[:]
@@ -84,6 +86,35 @@ def _flatten(node: onnx.NodeProto, index: GraphIndex) -> list[onnx.NodeProto] | 
     if before[2:] != (1, 1) or before[1] is None or before[1] != after[1]:
         return None
     return [onnx.helper.make_node("Flatten", [node.input[0]], node.output, node.name, axis=1)]
+
+
+def _activate_before_joining(model: onnx.ModelProto) -> None:
+    """Apply a Relu or Clip to what a Concat joins, where that is convolutions alone, not to what it has joined."""
+    index = GraphIndex(model)
+    nodes = []
+    for node in model.graph.node:
+        joined = index.producers.get(node.input[0]) if node.op_type in ("Relu", "Clip") else None
+        if joined is None or joined.op_type != "Concat" or index.only_consumer(joined.output[0]) is None:
+            nodes.append(node)
+            continue
+        parts = [index.producers.get(name) for name in joined.input]
+        alone = all(index.only_consumer(name) is not None for name in joined.input)
+        if not alone or any(part is None or part.op_type not in ("Conv", "ConvTranspose") for part in parts):
+            nodes.append(node)
+            continue
+        for i, name in enumerate(joined.input):
+            activated = index.fresh(f"{name}_activated")
+            part = onnx.NodeProto()
+            part.CopyFrom(node)
+            part.name, part.input[0], part.output[0] = activated, name, activated
+            nodes.insert(_position(nodes, joined), part)
+            joined.input[i] = activated
+        joined.output[0] = node.output[0]
+    replace_nodes(model, nodes)
+
+
+def _position(nodes: list[onnx.NodeProto], node: onnx.NodeProto) -> int:
+    return next(i for i, other in enumerate(nodes) if other is node)
 
 
 def _constant_scales(node: onnx.NodeProto, index: GraphIndex) -> None:

@@ -166,3 +166,80 @@ def test_an_identity_that_names_an_output_stays(make_onnx, ort_run):
     )
     x = np.array([-1, 2], np.float32)
     np.testing.assert_array_equal(ort_run(simplify(_inferred(model)), {"x": x})["y"], [0, 2])
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+def test_a_rectifier_behind_joined_convolutions_moves_to_each(make_onnx, ort_run, op_counts, activation):
+    limits = ["", "six"] if activation == "Clip" else []
+    model = make_onnx(
+        [
+            helper.make_node("Conv", ["x", "w"], ["a"]),
+            helper.make_node("Conv", ["x", "v"], ["b"]),
+            helper.make_node("Concat", ["a", "b"], ["c"], axis=1),
+            helper.make_node(activation, ["c", *limits], ["r"]),
+            helper.make_node("Conv", ["r", "u"], ["y"]),
+        ],
+        {"x": ["n", 3, 5, 5]},
+        {"y": ["n", 2, 5, 5]},
+        {
+            "w": np.random.default_rng(0).standard_normal((4, 3, 1, 1)).astype(np.float32),
+            "v": np.random.default_rng(1).standard_normal((2, 3, 1, 1)).astype(np.float32),
+            "u": np.random.default_rng(2).standard_normal((2, 6, 1, 1)).astype(np.float32),
+            "six": np.float32(0.5),
+        },
+    )
+    x = np.random.default_rng(3).standard_normal((2, 3, 5, 5)).astype(np.float32)
+    expected = ort_run(model, {"x": x})["y"]
+    simple = simplify(_inferred(model))
+    assert op_counts(simple) == {"Conv": 3, activation: 2, "Concat": 1}
+    np.testing.assert_allclose(ort_run(simple, {"x": x})["y"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rectifier_behind_what_others_read_stays(make_onnx, op_counts):
+    model = make_onnx(
+        [
+            helper.make_node("Conv", ["x", "w"], ["a"]),
+            helper.make_node("Conv", ["a", "w"], ["b"]),
+            helper.make_node("Concat", ["a", "b"], ["c"], axis=1),
+            helper.make_node("Relu", ["c"], ["y"]),
+        ],
+        {"x": ["n", 3, 5, 5]},
+        {"y": ["n", 6, 5, 5]},
+        {"w": np.ones((3, 3, 1, 1), np.float32)},
+    )
+    assert op_counts(simplify(_inferred(model)))["Relu"] == 1
+
+
+class Resized(nn.Module):
+    """Sizes that follow those of the input, as decoders that meet an encoder halfway ask for."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.mode, self.conv = mode, nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.options = {} if mode == "nearest" else {"align_corners": False}
+
+    def forward(self, x):
+        return nn.functional.interpolate(self.conv(x), size=x.shape[-2:], mode=self.mode, **self.options)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_sizes_of_a_resize_are_constant(ort_run, op_counts, mode):
+    module = Resized(mode).eval()
+    graph = trace(module, (22, 18))
+    assert op_counts(graph) == {"Conv": 1, "Resize": 1}
+    x = torch.randn(3, 3, 22, 18)
+    with torch.no_grad():
+        np.testing.assert_allclose(ort_run(graph, {"input": x.numpy()})["logits"], module(x).numpy(), atol=1e-5)
+
+
+def test_several_outputs_keep_their_order_and_names(ort_run):
+    class Two(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)), x[:, :, ::2]
+
+    graph = trace(Two().eval(), (8, 6), output_names=("head_0", "head_1"))
+    assert [output.name for output in graph.graph.output] == ["head_0", "head_1"]
+    x = np.random.default_rng(0).standard_normal((5, 3, 8, 6)).astype(np.float32)
+    out = ort_run(graph, {"input": x})
+    np.testing.assert_allclose(out["head_0"], x.mean((2, 3)), atol=1e-6)
+    np.testing.assert_array_equal(out["head_1"], x[:, :, ::2])
