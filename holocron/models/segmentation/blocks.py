@@ -23,6 +23,7 @@ __all__ = [
     "crop_to_smallest",
     "double_conv",
     "smallest_feature",
+    "smallest_input",
 ]
 
 # What the two 3 × 3 convolutions of a block take off height and width without padding.
