@@ -30,7 +30,7 @@ _POOLS = ("GlobalAveragePool", "AveragePool")
 """Operators without weights, besides residual adds, that CPU backends have an integer kernel for."""
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_CURVE = "a curve, which integers would only approximate"
+_CURVE = "not linear, integers would only approximate it"
 _ARITHMETIC = "rounding what it combines would cost more than it gains"
 _STATISTICS = "statistics and exponentials need the range of floats"
 _REASONS = {
