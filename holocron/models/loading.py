@@ -156,11 +156,18 @@ def _describe_mismatch(
 ) -> str:
     name = type(model).__name__
     if reshaped and not missing and not unexpected and all(key.startswith(_HEAD_PREFIXES) for key in reshaped):
-        theirs, ours = given[reshaped[-1]].shape[0], wanted[reshaped[-1]].shape[0]
+        key = reshaped[-1]
+        theirs, ours = given[key].shape[0], wanted[key].shape[0]
         if theirs != ours:
+            said, number = f"is for {theirs} classes, the model has {ours}", f"num_classes={theirs}"
+            # A detector has several rows a class, and others beside them.
+            classes = getattr(model, "num_classes", ours)
+            if classes != ours:
+                said = f"is for another number of classes than the model's {classes} ({key!r} has {theirs} rows)"
+                number = "the num_classes that it was trained with"
             return (
-                f"{source} is for {theirs} classes, the model has {ours}: build it with num_classes={theirs}, or load "
-                "the backbone alone with load_weights(model, state_dict, backbone_only=True)"
+                f"{source} {said}: build it with {number}, or load the backbone alone with "
+                "load_weights(model, state_dict, backbone_only=True)"
             )
     if is_reparametrized_form(model, given):
         return (
