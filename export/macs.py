@@ -28,6 +28,22 @@ def count_macs(model: onnx.ModelProto, batch: int = 1) -> int:
     Raises:
         ExportError: if a layer's shape cannot be inferred, naming the node
     """
+    return sum(node_macs(model, batch).values())
+
+
+def node_macs(model: onnx.ModelProto, batch: int = 1) -> dict[str, int]:
+    """The multiply-accumulates of each convolution and matrix product, in graph order.
+
+    Args:
+        model: a float graph, whose dynamic dimensions are batches
+        batch: what they are taken for
+
+    Returns:
+        multiply-accumulates by the name of the node's output
+
+    Raises:
+        ExportError: if a layer's shape cannot be inferred, naming the node
+    """
     index = GraphIndex(onnx.shape_inference.infer_shapes(_skeleton(model, batch), data_prop=True))
 
     def shape(node: onnx.NodeProto, name: str) -> tuple[int, ...]:
@@ -36,7 +52,8 @@ def count_macs(model: onnx.ModelProto, batch: int = 1) -> int:
             raise ExportError(f"the shape of {name!r} at {node.op_type} {node.name!r} cannot be inferred: got {dims}")
         return tuple(d for d in dims if d is not None)
 
-    return sum(_COUNTS[node.op_type](node, shape) for node in model.graph.node if node.op_type in _COUNTS)
+    counted = [node for node in model.graph.node if node.op_type in _COUNTS]
+    return {node.output[0]: _COUNTS[node.op_type](node, shape) for node in counted}
 
 
 def _skeleton(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:

@@ -147,6 +147,11 @@ def tensors_to_observe(model: onnx.ModelProto) -> list[str]:
     return [name for name in order if name in needed]
 
 
+def why_float(operator: str) -> str:
+    """Why an operator that is not computed in integers is not: a few words, by its ONNX type."""
+    return _REASONS.get(operator, _NO_KERNEL)
+
+
 def operators_left_float(model: onnx.ModelProto, scheme: str) -> tuple[FloatOperator, ...]:
     """The operators that a scheme does not compute in integers, and why.
 
@@ -177,7 +182,7 @@ def operators_left_float(model: onnx.ModelProto, scheme: str) -> tuple[FloatOper
                 continue
         if all(index.producers.get(name) is None and name not in index.inputs for name in node.input):
             continue  # a constant in disguise
-        counts[node.op_type, _REASONS.get(node.op_type, _NO_KERNEL)] += 1
+        counts[node.op_type, why_float(node.op_type)] += 1
     return tuple(FloatOperator(operator, count, reason) for (operator, reason), count in counts.most_common())
 
 
