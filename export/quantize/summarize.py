@@ -18,7 +18,7 @@ from runtime.backends.base import Session
 from runtime.manifest import Preprocessing
 
 from ..errors import ExportError
-from ..macs import layer_macs
+from ..macs import node_macs
 from ..onnx_graph import GraphIndex
 from .layers import operators_left_float, quantized_tensors, range_sources, weighted_layers, why_float
 from .summary import LayerSummary, QuantizationSummary, RangeSummary
@@ -157,7 +157,7 @@ def _layers(
     model: onnx.ModelProto, index: GraphIndex, quantized: onnx.ModelProto, scheme: str, seen: Observations
 ) -> list[LayerSummary]:
     try:
-        macs = layer_macs(model)
+        macs = node_macs(model)
     except ExportError:  # a shape that is not known: the summary is about more than that
         macs = {}
     result = GraphIndex(quantized)
