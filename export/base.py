@@ -19,6 +19,7 @@ from . import engine as engines
 from .errors import ExportError
 from .progress import Progress, Silent
 from .spec import ExportSpec
+from .tasks import task_export
 from .verify import FloatArray, Network, Outputs
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
         assert spec.preprocessing is not None
         labels = None if spec.labels is None else read_labels(spec.labels)
         source = from_module(module, Path(spec.model).name, spec.preprocessing, labels, task)
+    _check_eval(spec, source.task)
     size = source.preprocessing.size
     device = next((p.device for p in source.module.parameters()), torch.device("cpu"))
 
@@ -105,6 +107,11 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
     with progress.stage(f"tracing at {size[0]}×{size[1]}"):
         graph = trace(source.module, size, output_names=names)
     return Base(manifest, (), None, lambda: graph, lambda: reference, "pytorch", source.trained)
+
+
+def _check_eval(spec: ExportSpec, task: str) -> None:
+    if spec.eval_folder is not None and not task_export(task).labelled:
+        raise ExportError(f"--eval takes a folder of images a class, which says nothing about {task}: leave it out")
 
 
 def _check_manifest(manifest: Manifest) -> None:
@@ -138,6 +145,7 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
             raise ExportError(f"{option} cannot change an existing bundle: export the architecture again")
     folder = Path(spec.model).resolve()
     manifest = read_manifest(folder)
+    _check_eval(spec, manifest.task)
     floats = [a for a in manifest.artefacts if a.kind == "onnx" and a.precision == "fp32"]
     if not floats:
         raise ExportError(f"{folder} has no float32 graph to make anything from: export the architecture again")
@@ -151,7 +159,7 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
 
     trained = manifest.provenance.get("weights") != "random"
     bare = replace(manifest, artefacts=())
-    return Base(bare, kept, folder, lambda: _load_onnx(path), reference, "onnx-fp32", trained)
+    return Base(bare, kept, folder, lambda: load_onnx(path), reference, "onnx-fp32", trained)
 
 
 def _kept(manifest: Manifest, spec: ExportSpec, warn: Callable[[str], None]) -> tuple[Artefact, ...]:
@@ -179,7 +187,12 @@ def _kept(manifest: Manifest, spec: ExportSpec, warn: Callable[[str], None]) -> 
     return tuple(kept)
 
 
-def _load_onnx(path: Path) -> onnx.ModelProto:
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """A graph of a bundle, without the manifest in its metadata.
+
+    Raises:
+        ExportError: if there is no onnx here
+    """
     try:
         import onnx
     except ImportError as e:

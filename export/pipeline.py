@@ -15,20 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 from calib import find_labelled_images
 from runtime.backends import open_session
-from runtime.manifest import MANIFEST_NAME, Artefact
+from runtime.manifest import MANIFEST_NAME, SCHEMES, Artefact, Manifest
 
 from . import engine as engines
 from .base import Base, engine_infos, engine_libraries, engine_variants, from_bundle, from_model, session_network
 from .bundle import BundleWriter, check_destination
-from .graphs import make_graphs, unlabelled_images, write_graphs
+from .graphs import make_graphs, summarize_kept, unlabelled_images, write_graphs
+from .int8_report.files import keep_report, read_summary, write_report
 from .progress import Progress, Silent
 from .report import ExportResult
 from .spec import ExportSpec
-from .tasks import check_labelled, task_export
+from .tasks import task_export
 from .verify import check, compare_networks
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from .quantize.summary import QuantizationSummary
 
 _WORTH_SAYING_POINTS = 0.01
 
@@ -67,10 +70,8 @@ def run_export(
         progress.warn(message)
 
     base = from_bundle(spec, warn) if is_bundle else from_model(spec, module, task, progress)
-    if spec.eval_folder is not None:
-        check_labelled(base.manifest.task)
     with BundleWriter(destination, replace_existing) as writer:
-        graphs, float_operators = make_graphs(spec, base, destination, writer, progress, warn)
+        graphs, float_operators, summaries = make_graphs(spec, base, destination, writer, progress, warn)
         made = write_graphs(graphs, base, writer)
         made = _verify(made, writer, spec, base, progress, warn)
         for artefact in base.kept:
@@ -79,8 +80,10 @@ def run_export(
         built = _build_engines(spec, base, made, writer, progress)
         artefacts = tuple(sorted((*base.kept, *made, *built), key=lambda a: (a.kind != "onnx", a.file)))
         manifest = replace(base.manifest, artefacts=artefacts, provenance=_provenance(base, spec))
+        reported = _report(spec, base, manifest, summaries, writer, warn)
         bundle = writer.commit(manifest)
-    return ExportResult(bundle, manifest, tuple(a.file for a in (*made, *built)), tuple(warnings), float_operators)
+    files = tuple(a.file for a in (*made, *built))
+    return ExportResult(bundle, manifest, files, tuple(warnings), float_operators, reported)
 
 
 def _is_bundle(model: str) -> bool:
@@ -163,6 +166,29 @@ def _build_engines(
                 plan = engines.build_engine((writer.folder / graph.file).read_bytes(), info)
             built.append(writer.add(file, plan, "engine", graph.precision, graph.scheme, info))
     return built
+
+
+def _report(
+    spec: ExportSpec,
+    base: Base,
+    manifest: Manifest,
+    made: dict[str, QuantizationSummary],
+    writer: BundleWriter,
+    warn: Callable[[str], None],
+) -> tuple[QuantizationSummary, ...]:
+    """Write what is known about the INT8 graphs where that is asked for; where it is not, keep what is still true."""
+    schemes = [s for s in SCHEMES if any(a.variant == f"int8.{s}" and a.kind == "onnx" for a in manifest.artefacts)]
+    kept = [s for s in schemes if base.has(f"int8.{s}")]
+    if not spec.int8_report:
+        if base.folder is not None:
+            keep_report(base.folder, kept, kept != schemes, writer, warn)
+        return ()
+    for scheme in kept:
+        assert base.folder is not None
+        made[scheme] = summarize_kept(base, scheme, read_summary(base.folder, scheme), warn)
+    summaries = tuple(made[scheme] for scheme in schemes)
+    write_report(summaries, manifest, writer)
+    return summaries
 
 
 def _provenance(base: Base, spec: ExportSpec) -> dict[str, Any]:

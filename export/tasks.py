@@ -53,16 +53,6 @@ def task_export(task: str) -> TaskExport:
     return _TASKS[task]
 
 
-def check_labelled(task: str) -> None:
-    """Refuse to measure the accuracy of a task that folders of images cannot label.
-
-    Raises:
-        ExportError: naming the task
-    """
-    if not task_export(task).labelled:
-        raise ExportError(f"--eval takes a folder of images a class, which says nothing about {task}: leave it out")
-
-
 def _scores(dimensions: int) -> Callable[[Any, Sequence[Shape]], int]:
     def classes(module: Any, shapes: Sequence[Shape]) -> int:
         if len(shapes) != 1 or len(shapes[0]) != dimensions:

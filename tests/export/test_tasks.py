@@ -14,10 +14,11 @@ from calib import find_images
 from export import ExportSpec, Tolerances, export_model
 from export.cli import main
 from export.errors import ExportError, SourceError, VerificationError
-from export.source import load_source
+from export.source import _classes_of, load_source
 from export.tasks import task_export
 from export.verify import Comparison, check
 from holocron import models
+from holocron.models.reparam import reparametrize
 from runtime.manifest import TASKS, Artefact, TensorSpec
 
 LABELS = ("sky", "road", "car")
@@ -285,6 +286,20 @@ class TestArchitectures:
         path = tmp_path / "weights.pth"
         torch.save(info.builder(num_classes=7, **offline).state_dict(), path)
         assert len(load_source(spec(arch, weights=str(path), input_size=(size, size))).labels) == 7
+
+    @pytest.mark.parametrize(
+        "arch", ["convnext_atto", "repvgg_a0", "darknet53", "yolov1", "yolov4", "unet3p", "repvit_m0_9"]
+    )
+    def test_the_tensor_that_tells_is_found_in_every_family(self, arch):
+        """In training form and, where that is another, reparameterized."""
+        info = models.get_model_info(arch)
+        offline = {"pretrained_backbone": False} if arch.startswith("yolo") else {}
+        # Shapes are all that counts; fusing RepViT needs numbers too.
+        with torch.device("cpu" if arch.startswith("repvit") else "meta"):
+            module = info.builder(num_classes=7, **offline).eval()
+            assert _classes_of(info, module.state_dict(), fused=False) == 7
+            reparametrize(module)
+            assert _classes_of(info, module.state_dict(), fused=True) == 7
 
     def test_weights_of_another_architecture_do_not(self, tmp_path):
         path = tmp_path / "weights.pth"
