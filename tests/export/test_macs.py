@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.errors import ExportError
-from export.macs import count_macs
+from export.macs import count_macs, node_macs
 from export.trace import trace
 from holocron import models
 
@@ -85,3 +85,10 @@ def test_networks(make):
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, 32, 32))
     assert count_macs(trace(model, (32, 32))) == counter.get_total_flops() // 2
+
+
+def test_macs_of_each_node_add_up_in_graph_order(tiny_onnx):
+    each = node_macs(tiny_onnx)
+    assert sum(each.values()) == count_macs(tiny_onnx)
+    assert [name for node in tiny_onnx.graph.node for name in node.output if name in each] == list(each)
+    assert list(each.values()) == [16 * 27 * 120, 16 * 9 * 120, 16 * 16 * 120, 16 * 5]
