@@ -32,6 +32,7 @@ def export_model(
     preprocessing: Preprocessing | None = None,
     fp16: bool = False,
     int8: bool = False,
+    int8_report: bool = False,
     calib: StrPath | None = None,
     calib_samples: int = 256,
     calib_method: str = "mse",
@@ -62,6 +63,8 @@ def export_model(
         preprocessing: replaces everything known about the preprocessing; a module needs it
         fp16: also write the float16 graph
         int8: also write the INT8 graphs of both schemes
+        int8_report: also write `report.html`, what is known about them, and the same as data; the result's
+            `quantization` holds it too
         calib: folder of images to calibrate on; None takes the few that come with the package
         calib_samples: at most that many images of it
         calib_method: `"minmax"`, `"percentile"`, `"entropy"` or `"mse"`
@@ -94,6 +97,7 @@ def export_model(
     options: dict[str, Any] = {
         "fp16": fp16,
         "int8": int8,
+        "int8_report": int8_report,
         "calib_samples": calib_samples,
         "calib_method": calib_method,
         "verify_samples": verify_samples,

@@ -35,6 +35,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--input-size", type=int, nargs=2, metavar="H W", help="Pixels.  [default: from weights or architecture]")
 @click.option("--fp16", is_flag=True, help="Also write the float16 graph.")
 @click.option("--int8", is_flag=True, help="Also write INT8 graphs, for CPUs and for TensorRT.")
+@click.option(
+    "--int8-report", is_flag=True, help="Also write report.html: ranges, sensitivity and noise of each layer."
+)
 @click.option("--calib", type=_FOLDER, help="Images to calibrate on.  [default: a few that come with the package]")
 @click.option("--calib-samples", type=int, default=256, metavar="N", show_default=True, help="At most so many of them.")
 @click.option(
@@ -73,4 +76,4 @@ def main(as_json: bool, quiet: bool, input_size: tuple[int, int] | None, **optio
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
-        click.echo("\n".join((result.table(), *result.float_lines(), str(result.bundle))))
+        click.echo("\n".join((result.table(), *result.layer_tables(), *result.float_lines(), str(result.bundle))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from calib import CACHE_NAME, CalibrationCache, cached_ranges, find_images, images_digest, sample_folder
 from runtime.manifest import METADATA_KEY, SCHEMES, VARIANT_KEY, Artefact
 
-from .base import Base
+from .base import Base, load_onnx
 from .bundle import BundleWriter
 from .progress import Progress
 from .report import FloatOperator
@@ -18,7 +19,10 @@ from .spec import ExportSpec
 if TYPE_CHECKING:
     import onnx
 
+    from .quantize.summary import QuantizationSummary
+
 _FEW_IMAGES = 64
+_REPORT_IMAGES = 16
 
 
 def make_graphs(
@@ -28,7 +32,7 @@ def make_graphs(
     writer: BundleWriter,
     progress: Progress,
     warn: Callable[[str], None],
-) -> tuple[dict[str, onnx.ModelProto], dict[str, tuple[FloatOperator, ...]]]:
+) -> tuple[dict[str, onnx.ModelProto], dict[str, tuple[FloatOperator, ...]], dict[str, QuantizationSummary]]:
     """Make the ONNX graphs that are asked for and not there yet.
 
     Args:
@@ -40,14 +44,15 @@ def make_graphs(
         warn: is told what the user should know
 
     Returns:
-        the graphs by variant, and what stayed float in each of the quantized ones
+        the graphs by variant, what stayed float in each of the quantized ones, and, where a report is asked for, what
+        is known about these, by scheme
     """
     schemes = [s for s in SCHEMES if spec.int8 and not base.has(f"int8.{s}")]
     fp16, fp32 = spec.fp16 and not base.has("fp16"), not base.has("fp32")
     if not schemes and base.folder is not None and (base.folder / CACHE_NAME).is_file():
         writer.keep(base.folder, CACHE_NAME)
     if not (fp32 or fp16 or schemes):
-        return {}, {}
+        return {}, {}, {}
     graph = base.load_graph()  # from here on there is onnx
     graphs = {"fp32": graph} if fp32 else {}
     if fp16 or "trt" in schemes:
@@ -61,17 +66,75 @@ def make_graphs(
 
         with progress.stage("converting to float16"):
             graphs["fp16"] = to_float16(graph)
-    float_operators = {}
+    float_operators: dict[str, tuple[FloatOperator, ...]] = {}
+    summaries: dict[str, QuantizationSummary] = {}
     if schemes:
         from .quantize import quantize
         from .quantize.layers import operators_left_float
 
+        started = time.perf_counter()
         cache = _calibration(graph, spec, base, destination, progress, warn)
         with progress.stage("quantizing"):
             graphs.update({f"int8.{scheme}": quantize(graph, cache.ranges, scheme) for scheme in schemes})
         float_operators = {f"int8.{scheme}": operators_left_float(graph, scheme) for scheme in schemes}
         writer.write(CACHE_NAME, cache.to_json().encode())
-    return graphs, float_operators
+        if spec.int8_report:
+            seconds = time.perf_counter() - started
+            with progress.stage("measuring the noise of each layer"):
+                for scheme in schemes:
+                    quantized = graphs[f"int8.{scheme}"]
+                    summaries[scheme] = _summary(graph, quantized, scheme, cache, seconds, spec, base)
+    return graphs, float_operators, summaries
+
+
+def _summary(
+    graph: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    scheme: str,
+    cache: CalibrationCache,
+    seconds: float,
+    spec: ExportSpec,
+    base: Base,
+) -> QuantizationSummary:
+    """What is known about a quantized graph, for the report."""
+    from .quantize.summarize import observe_images, summarize
+
+    images = unlabelled_images(spec, _REPORT_IMAGES)
+    seen = observe_images(quantized, images, base.manifest.preprocessing, cache.ranges, graph)
+    return summarize(
+        graph,
+        quantized,
+        scheme,
+        cache.ranges,
+        method=cache.method,
+        images=cache.image_count,
+        seconds=seconds,
+        observations=seen,
+    )
+
+
+def summarize_kept(
+    base: Base, scheme: str, earlier: QuantizationSummary | None, warn: Callable[[str], None]
+) -> QuantizationSummary:
+    """What is known about a quantized graph that a bundle had already.
+
+    Args:
+        base: the bundle
+        scheme: of the graph
+        earlier: what the export that made it left, or None
+        warn: is told where little is known
+
+    Returns:
+        that, or what can be read off the graph alone
+    """
+    if earlier is not None:
+        return earlier
+    from .quantize.summarize import summarize
+
+    (kept,) = [a for a in base.kept if a.kind == "onnx" and a.variant == f"int8.{scheme}"][:1]
+    assert base.folder is not None
+    warn(f"{kept.file} was made without --int8-report: for its ranges and noise make it again with --force")
+    return summarize(base.load_graph(), load_onnx(base.folder / kept.file), scheme, {}, method="", images=0)
 
 
 def _calibration(

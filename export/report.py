@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.manifest import Artefact, Manifest
 from runtime.table import format_table
 
 from .tasks import task_export
+
+if TYPE_CHECKING:
+    from .quantize.summary import LayerSummary, QuantizationSummary
+
+_MOST_ROWS = 16
+_LONGEST_NAME = 48
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class ExportResult:
         made: files that this export made, the others were there.
         warnings: what the user should know.
         float_operators: what stayed float in each quantized graph that this export made, by variant.
+        quantization: everything about each quantized graph of the bundle, where a report was asked for.
     """
 
     bundle: Path
@@ -45,6 +53,7 @@ class ExportResult:
     made: tuple[str, ...]
     warnings: tuple[str, ...]
     float_operators: Mapping[str, tuple[FloatOperator, ...]] = field(default_factory=dict)
+    quantization: tuple[QuantizationSummary, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -53,6 +62,7 @@ class ExportResult:
             "made": list(self.made),
             "warnings": list(self.warnings),
             "float_operators": {v: [asdict(o) for o in found] for v, found in self.float_operators.items()},
+            "quantization": [summary.to_dict() for summary in self.quantization],
             "artefacts": [asdict(a) for a in self.manifest.artefacts],
         }
 
@@ -61,6 +71,10 @@ class ExportResult:
         agreement = task_export(self.manifest.task).agreement
         headers = ("artefact", "size", "rel. error", "cosine", agreement, "accuracy", "images")
         return format_table(headers, [artefact_row(a) for a in self.manifest.artefacts])
+
+    def layer_tables(self) -> list[str]:
+        """A table a quantized graph that a report was asked for: its layers, of many those with the most noise."""
+        return [layer_table(summary) for summary in self.quantization]
 
     def float_lines(self) -> list[str]:
         """A line a quantized graph: which operators stayed float, and why."""
@@ -73,6 +87,37 @@ class ExportResult:
                 parts = [f"{', '.join(counted)} ({reason})" for reason, counted in reasons.items()]
                 lines.append(f"{variant} keeps in float: {'; '.join(parts)}")
         return lines
+
+
+def layer_table(summary: QuantizationSummary) -> str:
+    """The layers of a quantized graph, a line each.
+
+    Args:
+        summary: of the graph
+
+    Returns:
+        the table below an empty line; of many layers it has those with the least signal-to-noise ratio
+    """
+
+    def snr(layer: LayerSummary) -> float | None:
+        return layer.snr_db if layer.output_snr_db is None else layer.output_snr_db
+
+    def first(place: int) -> tuple[bool, float]:
+        value = snr(summary.layers[place])
+        return (True, 0.0) if value is None or math.isnan(value) else (False, value)
+
+    places = sorted(sorted(range(len(summary.layers)), key=first)[:_MOST_ROWS])
+    rows = []
+    for place in places:
+        layer, value = summary.layers[place], snr(summary.layers[place])
+        name = layer.name if len(layer.name) <= _LONGEST_NAME else f"…{layer.name[1 - _LONGEST_NAME :]}"
+        noise = "" if value is None or math.isnan(value) else f"{value:.1f} dB"
+        rows.append([place + 1, name, layer.operator, layer.precision, f"{layer.macs / 1e6:.2f}", noise, layer.reason])
+    title = f"int8.{summary.scheme}: {summary.int8_share:.1%} of the multiply-accumulates in INT8"
+    if len(places) < len(summary.layers):
+        title += f"; {len(places)} of {len(summary.layers)} layers, those with the least signal to noise"
+    headers = ("#", "layer", "operator", "precision", "MMACs", "SNR", "reason")
+    return f"\n{title}\n{format_table(headers, rows)}"
 
 
 def artefact_row(artefact: Artefact) -> list[str]:

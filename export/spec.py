@@ -54,6 +54,7 @@ class ExportSpec:
         preprocessing: replaces everything known about the preprocessing, the input size included.
         fp16: also write the float16 graph.
         int8: also write the two INT8 graphs.
+        int8_report: also write what is known about them, as a page and as data.
         calib: folder of images to calibrate on; None takes the small set that comes with the package.
         calib_samples: at most that many images of it.
         calib_method: how ranges are chosen, one of :data:`calib.METHODS`.
@@ -77,6 +78,7 @@ class ExportSpec:
     preprocessing: Preprocessing | None = None
     fp16: bool = False
     int8: bool = False
+    int8_report: bool = False
     calib: Path | None = None
     calib_samples: int = 256
     calib_method: str = "mse"
@@ -112,6 +114,8 @@ class ExportSpec:
                 raise ExportError(f"{option} {folder} is not a folder")
         if self.preprocessing is not None and self.input_size is not None:
             raise ExportError("give the input size in `preprocessing` or as `input_size`, not in both")
+        if self.int8_report and not self.int8:
+            raise ExportError("--int8-report tells of what --int8 makes: add --int8")
         if self.rtx_capabilities and not self.rtx:
             raise ExportError("--rtx-capability says what --rtx builds for: add --rtx")
         if self.max_batch != 1 and not (self.trt or self.rtx):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class QuantizationSummary:
         return sum(layer.macs for layer in self.layers if layer.precision == "int8") / total if total else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain dictionaries and lists, for JSON."""
-        return {**asdict(self), "int8_share": self.int8_share}
+        """The same as plain dictionaries and lists, for JSON, which has no NaN and no infinity: those are None."""
+        return {**_finite(asdict(self)), "int8_share": self.int8_share}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> QuantizationSummary:
@@ -127,16 +128,54 @@ class QuantizationSummary:
             ValueError: if the dictionary is not one that :meth:`to_dict` makes
         """
         try:
-            fields = {key: value for key, value in values.items() if key != "int8_share"}
-            fields["layers"] = tuple(LayerSummary(**layer) for layer in fields["layers"])
-            fields["ranges"] = tuple(
-                RangeSummary(**{**entry, "observed": tuple(entry["observed"]), "histogram": tuple(entry["histogram"])})
-                for entry in fields["ranges"]
-            )
-            fields["candidates"] = tuple(
-                Candidate(**{**entry, "kept_float": tuple(entry["kept_float"])}) for entry in fields["candidates"]
-            )
-            fields["stays_float"] = tuple((str(name), int(count)) for name, count in fields["stays_float"])
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError) as e:
+            given = {key: value for key, value in values.items() if key != "int8_share"}
+            given["layers"] = tuple(_record(LayerSummary, entry) for entry in given["layers"])
+            given["ranges"] = tuple(_record(RangeSummary, entry) for entry in given["ranges"])
+            given["candidates"] = tuple(_record(Candidate, entry) for entry in given["candidates"])
+            given["stays_float"] = tuple((str(name), int(count)) for name, count in given["stays_float"])
+            summary = _record(cls, given)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise ValueError(f"this is not a quantization summary: {e}") from e
+        if summary.chosen is not None and not 0 <= summary.chosen < len(summary.candidates):
+            raise ValueError(f"this is not a quantization summary: there is no candidate {summary.chosen}")
+        return summary
+
+
+_T = TypeVar("_T")
+
+
+def _record(cls: type[_T], values: dict[str, Any]) -> _T:
+    """A dataclass of this module from what JSON holds of it."""
+    types = {field.name: str(field.type) for field in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: _value(types[name], value, name) for name, value in values.items()})
+
+
+def _value(kind: str, value: Any, name: str) -> Any:
+    """A field's value, checked; `kind` is its annotation. A number that JSON could not hold is NaN again."""
+    if value is None:
+        if "None" in kind:
+            return None
+        if kind == "float":
+            return math.nan
+    elif kind.startswith("float") and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif kind.partition(" ")[0] in ("str", "int", "bool") and type(value).__name__ == kind.partition(" ")[0]:
+        return value
+    elif kind.startswith("tuple") and isinstance(value, (list, tuple)):
+        return _tuple(kind, value, name)
+    raise ValueError(f"{name} is {value!r:.80}, expected {kind}")
+
+
+def _tuple(kind: str, value: list[Any] | tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    if kind == "tuple[float, float]" and len(value) != 2:
+        raise ValueError(f"{name} has {len(value)} numbers, expected 2")
+    inner = kind.removeprefix("tuple[").partition(",")[0]
+    return tuple(_value(inner, each, name) if inner in ("str", "int", "float") else each for each in value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
