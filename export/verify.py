@@ -146,30 +146,6 @@ def compare_networks(
     return comparisons, [i for i, path in enumerate(images) if path not in skipped]
 
 
-def compare(
-    ours: FloatArray,
-    reference: FloatArray,
-    reference_name: str,
-    targets: Sequence[int] | None = None,
-    backend: str = "onnxruntime",
-) -> Verification:
-    """Say how far one network's scores are from another's.
-
-    Args:
-        ours: scores (N, K) or (N, K, H, W)
-        reference: scores of the model it was made from
-        reference_name: what that is
-        targets: the right class of each image, or None
-        backend: what ran ours
-
-    Returns:
-        the comparison
-    """
-    comparison = Comparison()
-    comparison.add({"scores": ours}, {"scores": reference})
-    return comparison.result(reference_name, targets, backend)
-
-
 def check(
     artefact: Artefact,
     result: Verification,

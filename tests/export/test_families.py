@@ -32,7 +32,7 @@ LARGEST_INT8_ERROR = 0.5
 SIZES = {"yolov1": 448, "yolov2": 64, "yolov4": 64} | dict.fromkeys(models.list_models("segmentation"), 64)
 SMALLEST = 32
 # One of each kind of graph, small enough for every run.
-DEFAULT = ("mobileone_s0", "repvgg_a0", "convnext_atto", "unet")
+DEFAULT = ("mobileone_s0", "convnext_atto", "unet")
 
 PLAIN = {"Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"}
 """What a fused network is made of, and all that it is made of."""
