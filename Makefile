@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-all lint format bench clean
+.PHONY: help demo test test-all lint format bench zoo clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ format: $(STAMP) ## Format the code
 
 bench: $(STAMP) ## Every benchmark of benchmarks/, one after the other
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+zoo: $(STAMP) ## Export, build and time every model: docs/zoo.md, .csv, .svg; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.zoo
 
 clean: ## Remove the virtual environment and what the tools left
 	rm -rf $(VENV) demo_output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
