@@ -78,7 +78,7 @@ class ExportResult:
 
     def float_lines(self) -> list[str]:
         """A line a quantized graph: which operators stayed float, and why."""
-        lines = []
+        lines = [""] if self.quantization and any(self.float_operators.values()) else []
         for variant, found in self.float_operators.items():
             reasons: dict[str, list[str]] = {}
             for each in found:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .figures import decibels, finite, fixed, percent, significant
+from .figures import decibels, finite, fixed, percent, significant, with_unit
 from .markup import Markup, element, number, shortened
 
 if TYPE_CHECKING:
@@ -168,7 +168,11 @@ def sensitivity_source(layers: Sequence[LayerSummary]) -> tuple[str, list[float 
     if any(noise(ratio) is not None for ratio in alone):
         return "the network's output with this layer alone in INT8", alone
     own = [layer.snr_db for layer in layers]
-    return ("the layer's own output" if any(noise(ratio) is not None for ratio in own) else ""), own
+    return (
+        "the layer's own output with all before it in INT8 too"
+        if any(noise(ratio) is not None for ratio in own)
+        else ""
+    ), own
 
 
 def sensitivity_bars(layers: Sequence[LayerSummary]) -> Markup | None:
@@ -179,7 +183,8 @@ def sensitivity_bars(layers: Sequence[LayerSummary]) -> Markup | None:
         return None
     worst = sorted(measured, key=lambda entry: -entry[0])[:MOST_BARS]
     place = {id(layer): i for i, layer in enumerate(layers, 1)}
-    left, right, row, foot = 290, 130, 22, 44
+    longest = max(min(len(layer.name), _WIDEST_NAME) for _, layer, _ in worst)
+    left, right, row, foot = max(48 + 6.6 * longest, 120), 130, 22, 44
     width, height = 780, row * len(worst) + foot
     largest = max(value for value, _, _ in worst) or 1.0
     x = Scale(0.0, largest, left, width - right)
@@ -187,7 +192,7 @@ def sensitivity_bars(layers: Sequence[LayerSummary]) -> Markup | None:
     parts = _vertical_grid(x, 4, bottom, "%", 100)
     for i, (value, layer, ratio) in enumerate(worst):
         y = 4 + row * i
-        text = f"{significant(100 * value, zeros=True)} %  ({decibels(ratio)})"
+        text = f"{with_unit(significant(100 * value, zeros=True), '%')} ({decibels(ratio)})"
         parts += [
             element("text", str(place[id(layer)]), x=24, y=y + 15, class_="end mute"),
             element("text", shortened(layer.name, _WIDEST_NAME), x=32, y=y + 15),
@@ -221,11 +226,13 @@ def sensitivity_profile(layers: Sequence[LayerSummary]) -> Markup | None:
     parts: list[Markup] = []
     for tick in ticks(0.0, y.high, 4):
         parts.append(element("line", x1=left, y1=y(tick), x2=width - right, y2=y(tick), class_="grid"))
-        parts.append(element("text", f"{significant(100 * tick)} %", x=left - 6, y=y(tick) + 4, class_="end"))
+        parts.append(element("text", with_unit(significant(100 * tick), "%"), x=left - 6, y=y(tick) + 4, class_="end"))
     gap = min(step * 0.2, 2)
     for i, (layer, value) in enumerate(zip(layers, values, strict=True)):
         if value is not None:
-            title = element("title", f"{i + 1}. {shortened(layer.name, 60)}: {significant(100 * value)} %")
+            title = element(
+                "title", f"{i + 1}. {shortened(layer.name, 60)}: {with_unit(significant(100 * value), '%')}"
+            )
             at, bar = left + step * i + gap / 2, max(base - y(value), 0.5)
             parts.append(element("rect", title, x=at, y=base - bar, width=step - gap, height=bar, class_=_kind(layer)))
     parts.append(element("line", x1=left, y1=base, x2=width - right, y2=base, class_="axis"))
@@ -335,9 +342,9 @@ def _padded(values: Sequence[float], start: float, end: float) -> Scale:
 def _vertical_grid(x: Scale, top: float, base: float, unit: str, factor: float) -> list[Markup]:
     parts = []
     for tick in ticks(x.low, x.high):
-        text = f"{significant(factor * tick, 4)}{' ' + unit if unit else ''}"
+        text = significant(factor * tick, 4)
         parts.append(element("line", x1=x(tick), y1=top, x2=x(tick), y2=base, class_="grid"))
-        parts.append(element("text", text, x=x(tick), y=base + 15, class_="mid"))
+        parts.append(element("text", with_unit(text, unit) if unit else text, x=x(tick), y=base + 15, class_="mid"))
     parts.append(element("line", x1=x.start, y1=base, x2=x.end, y2=base, class_="axis"))
     return parts
 

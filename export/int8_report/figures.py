@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 UNKNOWN = "–"
+_SPACE = "\u00a0"
+"""Between a number and its unit, where no line breaks."""
 
 
 def fixed(value: float | None, decimals: int) -> str:
@@ -19,14 +21,17 @@ def significant(value: float | None, digits: int = 3, zeros: bool = False) -> st
 
 def percent(share: float | None, decimals: int = 1) -> str:
     """A share of 1 in percent."""
-    text = fixed(None if share is None else 100 * share, decimals)
-    return text if text == UNKNOWN else f"{text} %"
+    return with_unit(fixed(None if share is None else 100 * share, decimals), "%")
 
 
 def decibels(value: float | None) -> str:
     """A ratio in decibels."""
-    text = fixed(value, 1)
-    return text if text == UNKNOWN else f"{text} dB"
+    return with_unit(fixed(value, 1), "dB")
+
+
+def with_unit(text: str, unit: str) -> str:
+    """A number that is written already, and its unit."""
+    return text if text == UNKNOWN else f"{text}{_SPACE}{unit}"
 
 
 def seconds(value: float | None) -> str:
@@ -34,9 +39,9 @@ def seconds(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return UNKNOWN
     if value < 119.5:
-        return f"{fixed(value, 1 if value < 9.95 else 0)} s"
+        return with_unit(fixed(value, 1 if value < 9.95 else 0), "s")
     minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02} s"
+    return f"{with_unit(str(minutes), 'min')} {with_unit(f'{rest:02}', 's')}"
 
 
 def finite(value: float | None) -> bool:

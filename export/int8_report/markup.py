@@ -24,7 +24,7 @@ Content = str | Iterable["Content"] | None
 
 def clean(text: str) -> str:
     """Text without what no page can hold: control characters, lone surrogates, and marks that turn the direction."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return "".join(c if c.isprintable() or c == "\u00a0" else "\ufffd" for c in text)
 
 
 def shortened(text: str, length: int) -> str:

@@ -12,7 +12,7 @@ from runtime.manifest import Artefact, Manifest
 
 from ..tasks import task_export
 from . import charts
-from .figures import UNKNOWN, fixed, percent, seconds, significant
+from .figures import UNKNOWN, fixed, percent, seconds, significant, with_unit
 from .markup import Content, Markup, clean, element, markup, shortened
 from .style import SCRIPT, STYLE
 
@@ -111,7 +111,7 @@ def _card(summary: QuantizationSummary, artefact: Artefact | None, manifest: Man
         small.append((artefact.file, f"{artefact.size / 1e6:.1f} MB"))
     small += [
         ("calibration images", str(summary.images) if summary.images else UNKNOWN),
-        ("effort", summary.effort or UNKNOWN),
+        *([("effort", summary.effort)] if summary.effort else []),
         ("time to quantize", seconds(summary.seconds)),
     ]
     heading = element("h2", f"Scheme {summary.scheme}")
@@ -313,7 +313,8 @@ def _ranges(summary: QuantizationSummary) -> list[Markup]:
         ]
     )
     text = (
-        "One picture an activation, in graph order, over the calibration images; the axis is in the activation's unit."
+        "One picture an activation, in graph order. What was seen is of all calibration images, the histogram of some "
+        "of them; the axis is in the activation's own unit."
     )
     head = [element("h3", "Ranges of the activations"), element("p", text), key]
     if len(summary.ranges) <= _MOST_PICTURES:
@@ -350,7 +351,7 @@ def _picture(entry: RangeSummary) -> Markup:
 
 
 def _small_percent(share: float) -> str:
-    return f"{significant(100 * share, 2)} %" if share else "0 %"
+    return with_unit(significant(100 * share, 2), "%")
 
 
 def _name(name: str) -> Markup:
