@@ -139,6 +139,41 @@ def range_sources(index: GraphIndex, scheme: str) -> dict[str, str]:
     return {name: source(name) for name in wanted}
 
 
+def tensor_roles(index: GraphIndex) -> dict[str, list[str]]:
+    """What tensors are to the operators that quantization is about, in names that a training can know too.
+
+    `conv.weight:input` is what the layer with those weights reads, `conv.weight:output` what it makes, behind its
+    activation; `add0:0`, `add0:1` and `add0:output` are of the first residual addition, `pool0:output` of the first
+    pooling. A layer whose weights others share has its later roles numbered: `conv.weight:input#1`.
+
+    Args:
+        index: of a float graph
+
+    Returns:
+        the roles of each tensor that has any; learned ranges go by them
+    """
+    layers = {id(layer.node): layer for layer in weighted_layers(index)}
+    roles: dict[str, list[str]] = {}
+    seen: Counter[str] = Counter()
+    for node in index.graph.node:
+        layer, found = layers.get(id(node)), []
+        if layer is not None:
+            suffix = f"#{seen[layer.weight]}" if seen[layer.weight] else ""
+            seen[layer.weight] += 1
+            found = [(layer.data, f"{layer.weight}:input{suffix}")]
+            found.append((_fused_output(node, index), f"{layer.weight}:output{suffix}"))
+        elif _is_residual(node, index):
+            found = [(name, f"add{seen['add']}:{i}") for i, name in enumerate(node.input)]
+            found.append((_fused_output(node, index), f"add{seen['add']}:output"))
+            seen["add"] += 1
+        elif node.op_type in _POOLS:
+            found = [(node.output[0], f"pool{seen['pool']}:output")]
+            seen["pool"] += 1
+        for name, role in found:
+            roles.setdefault(name, []).append(role)
+    return roles
+
+
 def tensors_to_observe(model: onnx.ModelProto) -> list[str]:
     """Names of the activations whose ranges both schemes need, in graph order, each once."""
     index = GraphIndex(model)
