@@ -56,9 +56,9 @@ def relative_errors(name: str, size: int) -> tuple[float, float]:
 
     source = from_module(copy.deepcopy(module), name, preprocessing)
     session = open_session(trace(source.module, (size, size)).SerializeToString(), "onnxruntime")
-    fused, _ = compare_networks({"fused": run(source.module)}, run(module), images, preprocessing)
-    traced, _ = compare_networks({"onnx": session.run}, run(source.module), images, preprocessing)
-    return fused["fused"].errors()["logits"], traced["onnx"].errors()["logits"]
+    fused, _ = compare_networks(run(source.module), run(module), images, preprocessing)
+    traced, _ = compare_networks(session.run, run(source.module), images, preprocessing)
+    return fused.errors()["logits"], traced.errors()["logits"]
 
 
 def main() -> None:

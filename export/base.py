@@ -35,7 +35,7 @@ class Base:
         manifest: everything but the artefacts.
         kept: artefacts of an existing bundle that stay.
         folder: that bundle; None for a new one.
-        load_graph: gives the float32 graph.
+        load_graph: gives the float32 graph; of a new bundle once.
         load_reference: gives the network that artefacts are compared with.
         reference_name: what that is.
         trained: False for random weights.
@@ -105,8 +105,9 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
     )
     _check_manifest(manifest)
     with progress.stage(f"tracing at {size[0]}×{size[1]}"):
-        graph = trace(source.module, size, output_names=names)
-    return Base(manifest, (), None, lambda: graph, lambda: reference, "pytorch", source.trained)
+        graphs = [trace(source.module, size, output_names=names)]
+    # Given away, not kept: a graph may be gigabytes, and is on disk once it is written.
+    return Base(manifest, (), None, graphs.pop, lambda: reference, "pytorch", source.trained)
 
 
 def _check_eval(spec: ExportSpec, task: str) -> None:

@@ -14,7 +14,14 @@ from runtime.backends import open_session
 from runtime.manifest import Preprocessing
 
 from .errors import ExportError
-from .onnx_graph import GraphIndex, add_outputs, attribute, float_tensors, replace_nodes
+from .onnx_graph import (
+    GraphIndex,
+    attribute,
+    element_types,
+    float_tensors,
+    replace_nodes,
+    serialized_with_outputs,
+)
 
 _LARGEST = float(np.finfo(np.float16).max)
 _ENDS = (
@@ -76,11 +83,9 @@ def check_activations(model: onnx.ModelProto, images: Sequence[Path], preprocess
         ExportError: if an activation does not fit float16, naming it
         CalibrationError: if no image can be read, or an activation is not finite
     """
-    inferred = onnx.shape_inference.infer_shapes(model)
-    types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.graph.value_info, *inferred.graph.output)}
-    computed = [name for node in model.graph.node for name in node.output]
-    names = [name for name in computed if types.get(name) == TensorProto.FLOAT]
-    session = open_session(add_outputs(model, names).SerializeToString(), "onnxruntime")
+    types = element_types(model)
+    names = [name for node in model.graph.node for name in node.output if types.get(name) == TensorProto.FLOAT]
+    session = open_session(serialized_with_outputs(model, names), "onnxruntime")
     try:
         ranges = collect_ranges(session, ImageStream(images, preprocessing, batch_size=1), names, "minmax")
     finally:

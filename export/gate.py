@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from .errors import UnsupportedOperatorError
-from .onnx_graph import GraphIndex, attribute
+from .onnx_graph import GraphIndex, attribute, element_types
 
 _TYPES = {
     TensorProto.FLOAT: "FP32",
@@ -56,11 +56,7 @@ def tensorrt10_problems(model: onnx.ModelProto) -> list[str]:
             problems.append(f"the graph uses the operator set {opset.domain!r}, which TensorRT does not know")
         elif not low <= opset.version <= high:
             problems.append(f"the graph is of opset {opset.version}, TensorRT 10 takes {low} to {high}")
-    inferred = onnx.shape_inference.infer_shapes(model)
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
-    } | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    types = element_types(model)
     index = GraphIndex(model)
     for node in model.graph.node:
         problems += [f"{node.op_type} {node.name!r} {problem}" for problem in _node_problems(node, index, types, table)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,21 @@ _FEW_IMAGES = 64
 _REPORT_IMAGES = 16
 
 
+@dataclass(frozen=True)
+class MadeGraphs:
+    """The graphs that one export made.
+
+    Attributes:
+        artefacts: the files, not yet verified.
+        float_operators: what stayed float in each of the quantized ones, by variant.
+        summaries: where a report is asked for, what is known about the quantized ones, by scheme.
+    """
+
+    artefacts: tuple[Artefact, ...] = ()
+    float_operators: Mapping[str, tuple[FloatOperator, ...]] = field(default_factory=dict)
+    summaries: dict[str, QuantizationSummary] = field(default_factory=dict)
+
+
 def make_graphs(
     spec: ExportSpec,
     base: Base,
@@ -32,29 +48,28 @@ def make_graphs(
     writer: BundleWriter,
     progress: Progress,
     warn: Callable[[str], None],
-) -> tuple[dict[str, onnx.ModelProto], dict[str, tuple[FloatOperator, ...]], dict[str, QuantizationSummary]]:
-    """Make the ONNX graphs that are asked for and not there yet.
+) -> MadeGraphs:
+    """Make the ONNX graphs that are asked for and not there yet, and write each before the next is made.
 
     Args:
         spec: what was asked
         base: what they are made from
         destination: of the bundle, whose calibration is read where there is one
-        writer: of the bundle, which the calibration is written to
+        writer: of the bundle, which the graphs and the calibration are written to
         progress: is told what happens
         warn: is told what the user should know
 
     Returns:
-        the graphs by variant, what stayed float in each of the quantized ones, and, where a report is asked for, what
-        is known about these, by scheme
+        what was written, and what is known about it
     """
     schemes = [s for s in SCHEMES if spec.int8 and not base.has(f"int8.{s}")]
     fp16, fp32 = spec.fp16 and not base.has("fp16"), not base.has("fp32")
     if not schemes and base.folder is not None and (base.folder / CACHE_NAME).is_file():
         writer.keep(base.folder, CACHE_NAME)
     if not (fp32 or fp16 or schemes):
-        return {}, {}, {}
+        return MadeGraphs()
     graph = base.load_graph()  # from here on there is onnx
-    graphs = {"fp32": graph} if fp32 else {}
+    artefacts = [_write_graph("fp32", graph, base, writer)] if fp32 else []
     if fp16 or "trt" in schemes:
         from .float16 import check_activations
 
@@ -65,7 +80,7 @@ def make_graphs(
         from .float16 import to_float16
 
         with progress.stage("converting to float16"):
-            graphs["fp16"] = to_float16(graph)
+            artefacts.append(_write_graph("fp16", to_float16(graph), base, writer))
     float_operators: dict[str, tuple[FloatOperator, ...]] = {}
     summaries: dict[str, QuantizationSummary] = {}
     if schemes:
@@ -74,17 +89,19 @@ def make_graphs(
 
         started = time.perf_counter()
         cache = _calibration(graph, spec, base, destination, progress, warn)
-        with progress.stage("quantizing"):
-            graphs.update({f"int8.{scheme}": quantize(graph, cache.ranges, scheme) for scheme in schemes})
-        float_operators = {f"int8.{scheme}": operators_left_float(graph, scheme) for scheme in schemes}
         writer.write(CACHE_NAME, cache.to_json().encode())
-        if spec.int8_report:
-            seconds = time.perf_counter() - started
-            with progress.stage("measuring the noise of each layer"):
-                for scheme in schemes:
-                    quantized = graphs[f"int8.{scheme}"]
+        calibrated = time.perf_counter() - started
+        for scheme in schemes:
+            started = time.perf_counter()
+            with progress.stage(f"quantizing for {scheme}"):
+                quantized = quantize(graph, cache.ranges, scheme)
+            seconds = calibrated + time.perf_counter() - started
+            artefacts.append(_write_graph(f"int8.{scheme}", quantized, base, writer))
+            float_operators[f"int8.{scheme}"] = operators_left_float(graph, scheme)
+            if spec.int8_report:
+                with progress.stage(f"measuring the noise of each layer for {scheme}"):
                     summaries[scheme] = _summary(graph, quantized, scheme, cache, seconds, spec, base)
-    return graphs, float_operators, summaries
+    return MadeGraphs(tuple(artefacts), float_operators, summaries)
 
 
 def _summary(
@@ -173,19 +190,14 @@ def unlabelled_images(spec: ExportSpec, samples: int) -> tuple[Path, ...]:
     return find_images(spec.calib or sample_folder(), samples, spec.seed)
 
 
-def write_graphs(graphs: dict[str, onnx.ModelProto], base: Base, writer: BundleWriter) -> list[Artefact]:
-    """Write the graphs, each with the manifest in its metadata, those for TensorRT through its operator gate."""
-    made = []
-    for variant, graph in graphs.items():
-        from .gate import check_tensorrt10
-        from .onnx_graph import set_metadata
+def _write_graph(variant: str, graph: onnx.ModelProto, base: Base, writer: BundleWriter) -> Artefact:
+    """Write a graph with the manifest in its metadata, one for TensorRT through its operator gate."""
+    from .gate import check_tensorrt10
+    from .onnx_graph import set_metadata
 
-        file = "model.onnx" if variant == "fp32" else f"model.{variant}.onnx"
-        precision, _, scheme = variant.partition(".")
-        if scheme != "cpu":
-            check_tensorrt10(graph, file)
-        metadata = {METADATA_KEY: base.manifest.to_json(), VARIANT_KEY: variant}
-        set_metadata(graph, metadata)
-        data = graph.SerializeToString(deterministic=True)
-        made.append(writer.add(file, data, precision=precision, scheme=scheme or None))
-    return made
+    file = "model.onnx" if variant == "fp32" else f"model.{variant}.onnx"
+    precision, _, scheme = variant.partition(".")
+    if scheme != "cpu":
+        check_tensorrt10(graph, file)
+    set_metadata(graph, {METADATA_KEY: base.manifest.to_json(), VARIANT_KEY: variant})
+    return writer.add(file, graph.SerializeToString(deterministic=True), precision=precision, scheme=scheme or None)

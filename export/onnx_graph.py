@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+
+_FEW_VALUES = 64
 
 
 class GraphIndex:
@@ -116,6 +119,43 @@ def add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto
         if name not in index.outputs and name in index.producers:
             result.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return result
+
+
+def serialized_with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    """A model as a file that also gives out these float32 tensors, without a copy of the model in between."""
+    before = len(model.graph.output)
+    known = {output.name for output in model.graph.output}
+    made = {name for node in model.graph.node for name in node.output}
+    try:
+        for name in names:
+            if name in made and name not in known:
+                model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        return model.SerializeToString()
+    finally:
+        del model.graph.output[before:]
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """The inferred element type of each tensor, without a copy of the weights on the way."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.graph.CopyFrom(
+        onnx.GraphProto(
+            name="types",
+            node=model.graph.node,
+            input=model.graph.input,
+            output=model.graph.output,
+            value_info=model.graph.value_info,
+        )
+    )
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _FEW_VALUES:  # shapes and axes, which inference reads
+            light.graph.initializer.append(tensor)
+        else:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    inferred = onnx.shape_inference.infer_shapes(light).graph
+    values = [*inferred.value_info, *inferred.input, *inferred.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
 
 def float_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:

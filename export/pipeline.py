@@ -8,7 +8,7 @@ without either.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,13 @@ from runtime.manifest import MANIFEST_NAME, SCHEMES, Artefact, Manifest
 from . import engine as engines
 from .base import Base, engine_infos, engine_libraries, engine_variants, from_bundle, from_model, session_network
 from .bundle import BundleWriter, check_destination
-from .graphs import make_graphs, summarize_kept, unlabelled_images, write_graphs
+from .graphs import make_graphs, summarize_kept, unlabelled_images
 from .int8_report.files import keep_report, read_summary, write_report
 from .progress import Progress, Silent
 from .report import ExportResult
 from .spec import ExportSpec
 from .tasks import task_export
-from .verify import check, compare_networks
+from .verify import Comparison, Remembered, check, compare_networks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,19 +71,18 @@ def run_export(
 
     base = from_bundle(spec, warn) if is_bundle else from_model(spec, module, task, progress)
     with BundleWriter(destination, replace_existing) as writer:
-        graphs, float_operators, summaries = make_graphs(spec, base, destination, writer, progress, warn)
-        made = write_graphs(graphs, base, writer)
-        made = _verify(made, writer, spec, base, progress, warn)
+        graphs = make_graphs(spec, base, destination, writer, progress, warn)
+        made = _verify(graphs.artefacts, writer, spec, base, progress, warn)
         for artefact in base.kept:
             assert base.folder is not None
             writer.keep(base.folder, artefact.file)
         built = _build_engines(spec, base, made, writer, progress)
         artefacts = tuple(sorted((*base.kept, *made, *built), key=lambda a: (a.kind != "onnx", a.file)))
         manifest = replace(base.manifest, artefacts=artefacts, provenance=_provenance(base, spec))
-        reported = _report(spec, base, manifest, summaries, writer, warn)
+        reported = _report(spec, base, manifest, graphs.summaries, writer, warn)
         bundle = writer.commit(manifest)
     files = tuple(a.file for a in (*made, *built))
-    return ExportResult(bundle, manifest, files, tuple(warnings), float_operators, reported)
+    return ExportResult(bundle, manifest, files, tuple(warnings), graphs.float_operators, reported)
 
 
 def _is_bundle(model: str) -> bool:
@@ -106,7 +105,7 @@ def _destination(spec: ExportSpec, is_bundle: bool) -> Path:
 
 
 def _verify(
-    made: list[Artefact],
+    made: Sequence[Artefact],
     writer: BundleWriter,
     spec: ExportSpec,
     base: Base,
@@ -123,16 +122,22 @@ def _verify(
     else:
         images = unlabelled_images(spec, spec.verify_samples)
     task = task_export(base.manifest.task)
-    sessions = {a.file: open_session(writer.folder / a.file, "onnxruntime") for a in made}
-    try:
-        networks = {file: session_network(session) for file, session in sessions.items()}
-        with progress.stage(f"verifying {len(made)} artefacts on {len(images)} images"):
-            comparisons, read = compare_networks(
-                networks, base.load_reference(), images, base.manifest.preprocessing, task.class_axis, progress.update
-            )
-    finally:
-        for session in sessions.values():
-            session.close()
+    reference = Remembered(base.load_reference())
+    comparisons: dict[str, Comparison] = {}
+    with progress.stage(f"verifying {len(made)} artefacts on {len(images)} images"):
+        for artefact in made:  # one after the other: a large network is in memory once, not once an artefact
+            session = open_session(writer.folder / artefact.file, "onnxruntime")
+            try:
+                comparisons[artefact.file], read = compare_networks(
+                    session_network(session),
+                    reference,
+                    images,
+                    base.manifest.preprocessing,
+                    task.class_axis,
+                    progress.update,
+                )
+            finally:
+                session.close()
     if len(read) < len(images):
         warn(f"{len(images) - len(read)} of {len(images)} verification images could not be read")
     truths = None if targets is None else [targets[i] for i in read]
