@@ -118,7 +118,9 @@ def range_histogram(entry: RangeSummary) -> Markup:
         low, high = low - 1, high + 1
     x = Scale(low, high, margin, width - margin)
     parts = [
-        element("rect", x=x(entry.low), y=top, width=x(entry.high) - x(entry.low), height=base - top, class_="kept"),
+        element(
+            "rect", x=x(entry.low), y=top, width=max(x(entry.high) - x(entry.low), 0), height=base - top, class_="kept"
+        ),
         _histogram(entry, x, top, base),
         *(_clip_line(x(end), top, base, sign) for end, sign in ((entry.low, 1), (entry.high, -1))),
         element("line", x1=margin, y1=base, x2=width - margin, y2=base, class_="axis"),

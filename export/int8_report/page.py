@@ -45,7 +45,7 @@ def render_report(summaries: Sequence[QuantizationSummary], manifest: Manifest) 
     body = [
         element(
             "header",
-            element("h1", f"{manifest.name} in INT8"),
+            element("h1", f"{_text(manifest.name)} in INT8"),
             element("p", lead, class_="mute"),
             element("nav", links),
         ),
@@ -63,7 +63,7 @@ def render_report(summaries: Sequence[QuantizationSummary], manifest: Manifest) 
         element("meta", charset="utf-8"),
         element("meta", http_equiv="Content-Security-Policy", content=_policy()),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{manifest.name}: INT8 report"),
+        element("title", f"{_text(manifest.name)}: INT8 report"),
         element("style", Markup(STYLE)),
     ]
     page = element("html", element("head", head), element("body", body), lang="en")
@@ -221,8 +221,11 @@ def _stays_float(summary: QuantizationSummary) -> list[Markup]:
         ]
         parts.append(_table(heads, rows, f"Layers of scheme {summary.scheme} that stay float"))
     if summary.stays_float:
-        items = [f"{count} {_text(operator)}" for operator, count in summary.stays_float]
-        parts.append(element("p", "Operators without an integer form: ", ", ".join(items), "."))
+        # There is a summary, so there is onnx, which this module does without.
+        from ..quantize.layers import why_float
+
+        items = [f"{count} {_text(operator)} ({why_float(operator)})" for operator, count in summary.stays_float]
+        parts.append(element("p", "Other operators: ", "; ".join(items), "."))
     return parts
 
 
@@ -290,7 +293,13 @@ def _layers(summary: QuantizationSummary) -> list[Markup]:
 
 def _table(heads: Iterable[tuple[str, str, str]], rows: Iterable[Markup], label: str) -> Markup:
     cells = [
-        element("th", element("span", head), element("small", unit) if unit else None, scope="col", class_=kind or None)
+        element(
+            "th",
+            element("span", head),
+            [" ", element("small", unit)] if unit else None,
+            scope="col",
+            class_=kind or None,
+        )
         for head, kind, unit in heads
     ]
     table = element(

@@ -32,7 +32,7 @@ p { max-width: 46em; margin: 4px 0 12px; }
 code { font: 0.92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 nav a { margin-right: 16px; }
 a { color: var(--int8); text-underline-offset: 2px; }
-a:focus-visible, button:focus-visible, summary:focus-visible, .scroll:focus-visible {
+a:focus-visible, [role="button"]:focus-visible, summary:focus-visible, .scroll:focus-visible {
   outline: 2px solid var(--int8); outline-offset: 2px;
 }
 footer { font-size: 13px; padding-top: 40px; padding-bottom: 40px; }
@@ -63,11 +63,9 @@ tbody th { font-weight: 400; }
 .t, tbody th { text-align: left; }
 .w { white-space: normal; min-width: 16em; text-align: left; }
 tr.f td.p { color: var(--float); font-weight: 600; }
-th button {
-  all: unset; cursor: pointer; font-weight: 600; border-bottom: 1px dotted var(--mute);
-}
-th[aria-sort="ascending"] button::after { content: " \\2191"; }
-th[aria-sort="descending"] button::after { content: " \\2193"; }
+th [role="button"] { cursor: pointer; border-bottom: 1px dotted var(--mute); }
+th[aria-sort="ascending"] [role="button"]::after { content: " \\2191"; }
+th[aria-sort="descending"] [role="button"]::after { content: " \\2193"; }
 th small { display: block; font-weight: 400; color: var(--mute); }
 thead th { white-space: normal; }
 
@@ -113,7 +111,7 @@ summary { cursor: pointer; color: var(--int8); margin: 12px 0; }
   nav { display: none; }
   .scroll { overflow: visible; max-height: none; border: 0; }
   table { font-size: 7.5pt; } th, td { padding: 2px 4px; } thead th { position: static; } .w { min-width: 8em; }
-  tr, figure, .card { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  tr, figure, .card { break-inside: avoid; } h2, h3, h3 + p, .key { break-after: avoid; }
   .grid-of figure { content-visibility: visible; }
 }
 """
@@ -130,10 +128,12 @@ document.querySelectorAll('table.sortable').forEach(function (table) {
     return { text: text, number: isNaN(found) ? null : found };
   }
   heads.forEach(function (head, i) {
-    var button = document.createElement('button');
-    button.type = 'button';
-    button.textContent = head.firstChild.textContent;
-    head.replaceChild(button, head.firstChild);
+    var button = head.firstChild;
+    button.setAttribute('role', 'button');
+    button.tabIndex = 0;
+    button.addEventListener('keydown', function (event) {
+      if (event.key === 'Enter' || event.key === ' ') { event.preventDefault(); button.click(); }
+    });
     button.addEventListener('click', function () {
       var numeric = !head.classList.contains('t');
       var up = head.getAttribute('aria-sort') ? head.getAttribute('aria-sort') === 'descending' : !numeric || i === 0;
