@@ -38,7 +38,7 @@ class MadeGraphs:
 
     artefacts: tuple[Artefact, ...] = ()
     float_operators: Mapping[str, tuple[FloatOperator, ...]] = field(default_factory=dict)
-    summaries: dict[str, QuantizationSummary] = field(default_factory=dict)
+    summaries: Mapping[str, QuantizationSummary] = field(default_factory=dict)
 
 
 def make_graphs(

@@ -8,7 +8,7 @@ without either.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +177,7 @@ def _report(
     spec: ExportSpec,
     base: Base,
     manifest: Manifest,
-    made: dict[str, QuantizationSummary],
+    made: Mapping[str, QuantizationSummary],
     writer: BundleWriter,
     warn: Callable[[str], None],
 ) -> tuple[QuantizationSummary, ...]:
@@ -188,10 +188,11 @@ def _report(
         if base.folder is not None:
             keep_report(base.folder, kept, kept != schemes, writer, warn)
         return ()
+    known = dict(made)
     for scheme in kept:
         assert base.folder is not None
-        made[scheme] = summarize_kept(base, scheme, read_summary(base.folder, scheme), warn)
-    summaries = tuple(made[scheme] for scheme in schemes)
+        known[scheme] = summarize_kept(base, scheme, read_summary(base.folder, scheme), warn)
+    summaries = tuple(known[scheme] for scheme in schemes)
     write_report(summaries, manifest, writer)
     return summaries
 
