@@ -13,7 +13,8 @@ from PIL import Image
 
 import runtime
 from runtime import BundleError, Segmentation, cli
-from runtime.manifest import Preprocessing, TensorSpec
+from runtime.bench import benchmark
+from runtime.manifest import TASKS, Artefact, Manifest, Preprocessing, TensorSpec, Verification
 from runtime.preprocess import padded_size
 
 H, W, LABELS = 16, 24, ("dark", "red", "green", "blue")
@@ -283,3 +284,23 @@ class TestCommandLine:
         )
         assert result.exit_code == 2
         assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("task", "names"), [("segmentation", ("logits",)), ("detection", ("head_0", "head_1"))])
+def test_the_network_of_any_task_is_timed(make_colours, task, names):
+    (row,) = benchmark(make_colours(task=task, names=names), backends=["onnxruntime"], iterations=2, warmup=0)
+    assert row.iterations == 2
+    assert row.p50_ms > 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_manifest_of_any_task_is_read_as_written(manifest_of, task):
+    """An agreement of classes is nothing that raw heads have."""
+    checked = Verification("pytorch", 4, 1e-6, 1.0, None if task == "detection" else 0.5)
+    artefact = Artefact("model.onnx", "onnx", "fp32", 1, "0" * 64, verification=checked)
+    manifest = manifest_of(task=task, artefacts=(artefact,))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    data = json.loads(manifest.to_json())
+    del data["artefacts"][0]["verification"]["top1_agreement"]
+    with pytest.raises(BundleError, match="lacks the key 'top1_agreement'"):
+        Manifest.from_json(json.dumps(data))
