@@ -2,8 +2,8 @@
 
 Layers are ranked by what each does alone, and only prefixes of a ranking are tried until one suffices: with few images
 a search that is free to combine layers finds the combination that suits these images. Two rankings are tried, by the
-noise of a layer and by its noise for each multiply-accumulate, since a layer that is cheap to keep may be worth more than a
-noisy one. Then each layer that was kept is put back where that still suffices.
+noise of a layer and by its noise for each multiply-accumulate, since a layer that is cheap to keep may be worth more
+than a noisy one. Then each layer that was kept is put back where that still suffices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RankedLayer:
     Attributes:
         name: of its output.
         macs: multiply-accumulates for one image.
-        noise: squared relative error of the network's output with this layer alone in INT8.
+        noise: what it does to the network's output alone in INT8, such that noises of layers add up.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Measurement:
 
     Attributes:
         drop: points lost on all images.
-        choosing: points lost on the half of the images that choices are made by.
-        confirming: points lost on the other half, which only confirms or refuses what was chosen.
+        choosing: the figure that choices are made by, in points.
+        confirming: the figure that only confirms or refuses what was chosen, in points.
         snr_db: signal-to-noise ratio at the network's output, in decibels.
     """
 
@@ -55,7 +55,7 @@ class SearchResult:
 
     Attributes:
         kept_float: names of the layers that stay in higher precision, in graph order.
-        met: whether the choice loses no more than it may, on either half of the images.
+        met: whether the choice loses no more than it may, by both figures.
         candidates: every choice that was measured, in the order of the search.
         chosen: index of the choice among them.
     """
@@ -124,7 +124,7 @@ def _noise_per_mac(layer: RankedLayer) -> float:
 
 
 def _shortest_prefix(book: _Book, fixed: frozenset[str], ranking: Sequence[str]) -> frozenset[str]:
-    """The shortest prefix of a ranking that suffices, by bisection on the one half, confirmed on the other."""
+    """The shortest prefix of a ranking that suffices, by bisection on the one figure, confirmed by the other."""
     low, high = 0, len(ranking)  # `low` does not suffice, `high` does
     while high - low > 1 and not book.exhausted:
         middle = (low + high) // 2
@@ -173,11 +173,11 @@ class _Book:
         return kept in self._seen
 
     def looks_good(self, kept: frozenset[str]) -> bool:
-        """Whether a choice loses no more than it may on the half that choices are made by."""
+        """Whether a choice loses no more than it may by the figure that choices are made by."""
         return self._measure(kept).choosing <= self._max_drop
 
     def meets(self, kept: frozenset[str]) -> bool:
-        """The same on both halves."""
+        """The same by both figures."""
         return self.looks_good(kept) and self._measure(kept).confirming <= self._max_drop
 
     def cost(self, kept: frozenset[str]) -> tuple[int, int]:

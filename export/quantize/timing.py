@@ -183,8 +183,7 @@ def layer_links(model: onnx.ModelProto) -> list[Link]:
     for layer in layers:
         shape = index.shape(layer.data) or ()
         values = math.prod(1 if d is None else d for d in shape) if shape else 0
-        for producer in _producers(layer.data, names, index):
-            links.append(Link(producer, layer.node.output[0], values))
+        links += [Link(producer, layer.node.output[0], values) for producer in _producers(layer.data, names, index)]
     return links
 
 
