@@ -48,6 +48,21 @@ class QuantParams:
     zero_point: NDArray[np.uint8] | NDArray[np.int8]
 
 
+@dataclass(frozen=True)
+class RoundedLayer:
+    """Weights of a layer that are rounded already.
+
+    Attributes:
+        codes: int8, of the shape of the weights.
+        scale: float32, one value an output channel; of `trt` such as float16 holds exactly.
+        bias: float32, one value an output channel; None where the layer takes none.
+    """
+
+    codes: NDArray[np.int8]
+    scale: FloatArray
+    bias: FloatArray | None
+
+
 def activation_params(value_range: TensorRange, scheme: str) -> QuantParams:
     """Scale and zero point of an activation.
 
@@ -89,13 +104,46 @@ def quantize_weight(weight: FloatArray, axis: int, scheme: str, bias_floor: Floa
     return QuantParams(scale, np.zeros(scale.shape, np.int8))
 
 
-def insert_qdq(model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: str) -> onnx.ModelProto:
+def weight_params(
+    layer: WeightedLayer, weight: FloatArray, bias: FloatArray | None, data: QuantParams, scheme: str, per_tensor: bool
+) -> QuantParams:
+    """Scales of a layer's weights.
+
+    Args:
+        layer: the layer
+        weight: its weights
+        bias: its bias, or None
+        data: parameters of the activation that it reads
+        scheme: `"cpu"` or `"trt"`
+        per_tensor: whether all output channels share one scale
+
+    Returns:
+        parameters of shape (channels,)
+    """
+    floor = None
+    if bias is not None and scheme == "cpu":
+        floor = np.abs(bias) / (data.scale * np.float32(_LARGEST_BIAS))
+    params = quantize_weight(weight, layer.axis, scheme, floor)
+    if not per_tensor:
+        return params
+    live = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != layer.axis), initial=0.0) > 0
+    common = params.scale[live].max() if live.any() else params.scale.max()
+    return QuantParams(np.full_like(params.scale, common), params.zero_point)
+
+
+def insert_qdq(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, TensorRange],
+    scheme: str,
+    layers: Mapping[str, RoundedLayer] | None = None,
+) -> onnx.ModelProto:
     """Quantize a float graph.
 
     Args:
         model: the float32 graph; it is not changed
         ranges: of every tensor that :func:`~export.quantize.layers.tensors_to_observe` names
         scheme: `"cpu"` or `"trt"`
+        layers: weights that are rounded already, by the name of the layer's output; others are rounded to the nearest
 
     Returns:
         the same graph with explicit Q/DQ, int8 weights, and, under `cpu`, int32 biases
@@ -105,7 +153,7 @@ def insert_qdq(model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    inserter = _Inserter(result, ranges, scheme)
+    inserter = _Inserter(result, ranges, scheme, layers or {})
     inserter.run()
     drop_unused_initializers(result)
     del result.graph.value_info[:]
@@ -116,8 +164,15 @@ def insert_qdq(model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme
 class _Inserter:
     """One insertion: the graph under construction and what has been added to it."""
 
-    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: str) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        ranges: Mapping[str, TensorRange],
+        scheme: str,
+        rounded: Mapping[str, RoundedLayer],
+    ) -> None:
         self.model = model
+        self.rounded = rounded
         self.scheme = scheme
         self.index = GraphIndex(model)
         sources = range_sources(self.index, scheme)
@@ -160,22 +215,36 @@ class _Inserter:
     def _quantize_constants(self, layer: WeightedLayer) -> None:
         """Replace a layer's weights, and its bias under `cpu`, by integers behind a DequantizeLinear."""
         weight = self._float_constant(layer.weight)
-        bias = None if layer.bias is None or self.scheme != "cpu" else self._float_constant(layer.bias)
+        bias = None if layer.bias is None else self._float_constant(layer.bias)
         data = self.params[layer.data]
-        floor = None if bias is None else np.abs(bias) / (data.scale * np.float32(_LARGEST_BIAS))
-        params = quantize_weight(weight, layer.axis, self.scheme, floor)
+        rounded = self.rounded.get(layer.node.output[0])
+        if rounded is None:
+            params = weight_params(layer, weight, bias, data, self.scheme, per_tensor=False)
+            shape = [1] * weight.ndim
+            shape[layer.axis] = -1
+            integers = np.clip(np.rint(weight / params.scale.reshape(shape)), -127, 127).astype(np.int8)
+        else:
+            params, integers = QuantParams(rounded.scale, np.zeros(rounded.scale.shape, np.int8)), rounded.codes
+            bias = rounded.bias
         # Weights that layers share are stored for each: ONNX Runtime rewrites the weights of a layer on processors
         # without INT8 dot products, and fails on the second layer that has the same.
-        shape = [1] * weight.ndim
-        shape[layer.axis] = -1
-        integers = np.clip(np.rint(weight / params.scale.reshape(shape)), -127, 127).astype(np.int8)
         layer.node.input[1] = self._dequantized(layer.weight, integers, params, layer.axis)
-        if bias is not None and layer.bias is not None:
+        if bias is None or (rounded is None and self.scheme != "cpu"):
+            return
+        name = layer.bias or f"{layer.node.output[0]}_bias"
+        if self.scheme == "cpu":
             # Never 0, where both scales are tiny: nothing can be divided by that.
             scale = np.maximum(data.scale * params.scale, np.finfo(np.float32).tiny).astype(np.float32)
-            integers32 = np.rint(bias.astype(np.float64) / scale).astype(np.int32)
-            bias_params = QuantParams(scale, np.zeros(scale.shape, np.int32))
-            layer.node.input[2] = self._dequantized(layer.bias, integers32, bias_params, 0)
+            largest = np.iinfo(np.int32).max
+            integers32 = np.clip(np.rint(bias.astype(np.float64) / scale), -largest, largest).astype(np.int32)
+            made = self._dequantized(name, integers32, QuantParams(scale, np.zeros(scale.shape, np.int32)), 0)
+        else:
+            made = self.index.fresh(f"{name}_corrected")
+            self._initializer(made, bias)
+        if len(layer.node.input) > 2:
+            layer.node.input[2] = made
+        else:
+            layer.node.input.append(made)
 
     def _dequantized(self, name: str, integers: NDArray[np.generic], params: QuantParams, axis: int) -> str:
         scale, zero_point = self._constants(name, params)

@@ -1,0 +1,442 @@
+"""Cross-layer equalization: rescaling channels between layers without changing what the network computes.
+
+A channel that one layer writes may be multiplied by any s > 0 if the layers that read it divide by s, as long as only
+operators lie between that commute with it: ReLU, pooling, residual adds of channels scaled alike, depthwise
+convolutions, which may even change the factor. One step size for all channels of an activation rounds small channels
+badly; multiplying them up costs the weights that read them resolution instead. The factors chosen here minimize the
+expected squared error of the output from both together (see :mod:`~export.quantize.statistics`), so a network gets the
+same factors however its channels were scaled before.
+
+Source: M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721,
+which equalizes ranges of weights; the choice by expected output error, activations included, is this module's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from ..onnx_graph import GraphIndex, attribute
+from .layers import WeightedLayer, weighted_layers
+from .statistics import ChannelSamples, Sensitivity
+
+_HOMOGENEOUS = (
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Identity",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+)
+"""Operators that commute with a positive factor of a channel."""
+_LARGEST_FACTOR = 2.0**20
+_STEPS = 300
+_RATE = 0.05
+_WORTHWHILE = 0.97
+"""Factors are kept only where they lower the expected error by more than the estimate's own noise."""
+_CLIPPED = 16.0
+"""How much worse an error of clipping is than one of rounding: it has the same sign at all places of an image."""
+_COMPENSATED = 0.1
+"""Share of the error of rounding weights to the nearest that is left when rounding minimizes the output's error."""
+
+
+@dataclass
+class ChannelClass:
+    """Tensors whose channels can be scaled by common factors.
+
+    Attributes:
+        channels: number of channels.
+        tensors: the activations.
+        sources: layers, by output name, whose output channels the factors multiply.
+        sinks: layers whose input channels they divide, each with the number of consecutive inputs of one channel.
+    """
+
+    channels: int
+    tensors: list[str]
+    sources: list[str] = field(default_factory=list)
+    sinks: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Equalization:
+    """Factors that leave a network's answer as it is.
+
+    Attributes:
+        factors: by class of tensors, of shape (C,).
+        classes: the classes, in the same order.
+        expected_before: expected relative squared error of the output without them.
+        expected_after: the same with them.
+    """
+
+    factors: tuple[Tensor, ...]
+    classes: tuple[ChannelClass, ...]
+    expected_before: float
+    expected_after: float
+
+    def of_tensors(self) -> dict[str, Tensor]:
+        """The factors of each scaled tensor."""
+        return {n: s for s, c in zip(self.factors, self.classes, strict=True) for n in c.tensors}
+
+
+def channel_classes(model: onnx.ModelProto) -> list[ChannelClass]:
+    """Find the tensors whose channels can be rescaled exactly, with the layers that write and read them.
+
+    Args:
+        model: a float graph with inferred shapes
+
+    Returns:
+        the classes, in graph order
+    """
+    return _Classes(GraphIndex(model)).find()
+
+
+def choose_factors(
+    model: onnx.ModelProto,
+    classes: list[ChannelClass],
+    samples: Mapping[str, ChannelSamples],
+    sensitivity: Sensitivity,
+    scheme: str,
+    per_tensor: bool = False,
+) -> Equalization:
+    """Factors that minimize the expected error of the output.
+
+    Args:
+        model: the float graph
+        classes: of it
+        samples: of every activation that is quantized
+        sensitivity: of the output to errors of activations and weights
+        scheme: `"cpu"` or `"trt"`
+        per_tensor: whether all output channels of a layer share one scale
+
+    Returns:
+        the factors, all ones where they would gain nothing
+    """
+    with torch.enable_grad():
+        error = _ExpectedError(model, classes, samples, sensitivity, scheme, per_tensor)
+        start = [torch.zeros(c.channels) for c in classes]
+        before = float(error(start))
+        logs = [x.requires_grad_() for x in error.balanced()]
+        if logs:
+            optimizer = torch.optim.Adam(logs, lr=_RATE)
+            best, chosen = before, start
+            for step in range(_STEPS):
+                for group in optimizer.param_groups:
+                    group["lr"] = _RATE * (1.0 - step / _STEPS)
+                optimizer.zero_grad()
+                loss = error(logs)
+                value = float(loss.detach())
+                if value < best:
+                    best, chosen = value, [x.detach().clone() for x in logs]
+                loss.log().backward()
+                optimizer.step()
+        else:
+            best, chosen = before, start
+    if best > _WORTHWHILE * before:
+        best, chosen = before, start
+    factors = tuple(_bounded(x.exp()) for x in chosen)
+    return Equalization(factors, tuple(classes), before, best)
+
+
+def apply_factors(model: onnx.ModelProto, equalization: Equalization) -> onnx.ModelProto:
+    """Rescale the channels of a network.
+
+    Args:
+        model: the float graph; it is not changed
+        equalization: what to multiply by
+
+    Returns:
+        a graph that computes the same
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    index = GraphIndex(result)
+    layers = {layer.node.output[0]: layer for layer in weighted_layers(index)}
+    for factors, channel_class in zip(equalization.factors, equalization.classes, strict=True):
+        s = factors.numpy().astype(np.float64)
+        if (s == 1.0).all():
+            continue
+        for name in channel_class.sources:
+            layer = layers[name]
+            shape = [1] * len(index.initializers[layer.weight].dims)
+            shape[layer.axis] = -1
+            _multiply(index.initializers[layer.weight], s.reshape(shape))
+            if layer.bias is not None:
+                _multiply(index.initializers[layer.bias], s)
+        for name, repeat in channel_class.sinks.items():
+            layer = layers[name]
+            weight = index.initializers[layer.weight]
+            _multiply(weight, 1.0 / _spread(np.repeat(s, repeat), layer, tuple(weight.dims)))
+    return result
+
+
+def _multiply(tensor: onnx.TensorProto, factors: np.ndarray) -> None:
+    values = numpy_helper.to_array(tensor).astype(np.float64) * factors
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
+
+
+def _spread(values: np.ndarray, layer: WeightedLayer, shape: tuple[int, ...]) -> np.ndarray:
+    """One value an input channel, shaped so that it multiplies a layer's weights."""
+    if layer.node.op_type == "Conv":
+        groups = attribute(layer.node, "group", 1)
+        rows = np.repeat(values.reshape(groups, -1), shape[0] // groups, axis=0)
+        return rows.reshape(shape[0], shape[1], *[1] * (len(shape) - 2))
+    axis = 0 if layer.axis == 1 else 1
+    return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+
+
+def _bounded(factors: Tensor) -> Tensor:
+    """Factors without a common one, powers that float32 and float16 survive."""
+    centred = factors / factors.log().mean().exp()
+    return centred.clamp(1.0 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+
+
+class _Classes:
+    """Grows the classes along the graph."""
+
+    def __init__(self, index: GraphIndex) -> None:
+        self.index = index
+        self.layers = {layer.node.output[0]: layer for layer in weighted_layers(index)}
+        uses: dict[str, int] = {}
+        for node in index.graph.node:
+            for name in node.input:
+                uses[name] = uses.get(name, 0) + 1
+        self.uses = uses
+        self.parent: dict[str, str] = {}
+        self.frozen: set[str] = set()
+        self.sources: list[tuple[str, str]] = []
+        self.sinks: list[tuple[str, str, int]] = []
+
+    def find(self) -> list[ChannelClass]:
+        for name in (*self.index.inputs, *self.index.outputs):
+            self.frozen.add(name)
+        for node in self.index.graph.node:
+            self._visit(node)
+        blocked = {self._root(name) for name in self.frozen}
+        classes: dict[str, ChannelClass] = {}
+        for tensor, layer in self.sources:
+            root = self._root(tensor)
+            channels = self._channels(tensor)
+            if root in blocked or channels is None:
+                continue
+            classes.setdefault(root, ChannelClass(channels, [])).sources.append(layer)
+        for tensor, layer, repeat in self.sinks:
+            found = classes.get(self._root(tensor))
+            if found is not None:
+                found.sinks[layer] = repeat
+        for tensor in self.parent:
+            found = classes.get(self._root(tensor))
+            if found is not None:
+                found.tensors.append(tensor)
+        return [c for c in classes.values() if c.sinks]
+
+    def _visit(self, node: onnx.NodeProto) -> None:
+        layer = self.layers.get(node.output[0])
+        if layer is not None:
+            self._visit_layer(layer)
+        elif node.op_type in _HOMOGENEOUS and (node.op_type != "PRelu" or self._is_constant(node.input[1])):
+            self._join(node.input[0], node.output[0])
+        elif node.op_type == "Add" and self._same_shape(node):
+            for name in node.input:
+                self._join(name, node.output[0])
+        elif node.op_type == "Flatten" and attribute(node, "axis", 1) == 1:
+            self._join(node.input[0], node.output[0])
+        else:
+            self.frozen.update(name for name in (*node.input, *node.output) if name)
+        if len(node.output) > 1:
+            self.frozen.update(name for name in node.output if name)
+
+    def _visit_layer(self, layer: WeightedLayer) -> None:
+        data, output = layer.data, layer.node.output[0]
+        repeat = self._repeat(layer)
+        alone = self.uses[layer.weight] == 1 and (layer.bias is None or self.uses[layer.bias] == 1)
+        if alone and repeat:
+            self.sinks.append((data, output, repeat))
+        else:
+            self.frozen.add(data)
+        if alone and self._channels(output) == self.index.initializers[layer.weight].dims[layer.axis]:
+            self.sources.append((output, output))
+        else:
+            self.frozen.add(output)
+
+    def _repeat(self, layer: WeightedLayer) -> int:
+        """How many consecutive inputs of a layer belong to one channel of what was flattened; 0 if that is unknown."""
+        weight = self.index.initializers[layer.weight].dims
+        if layer.node.op_type == "Conv":
+            inputs = weight[1] * attribute(layer.node, "group", 1)
+        elif layer.node.op_type == "ConvTranspose":
+            inputs = weight[0]
+        else:
+            inputs = weight[1 - layer.axis]
+            shape = self.index.shape(layer.data)
+            if shape is None or len(shape) != 2:
+                return 0
+        name = layer.data
+        producer = self.index.producers.get(name)
+        while producer is not None and producer.op_type == "Flatten":
+            name = producer.input[0]
+            producer = self.index.producers.get(name)
+        channels = self._channels(name)
+        return inputs // channels if channels and inputs % channels == 0 else 0
+
+    def _channels(self, name: str) -> int | None:
+        shape = self.index.shape(name)
+        return shape[1] if shape is not None and len(shape) > 1 else None
+
+    def _same_shape(self, node: onnx.NodeProto) -> bool:
+        shapes = [self.index.shape(name) for name in (*node.input, *node.output)]
+        constant = any(self._is_constant(name) for name in node.input)
+        return not constant and None not in shapes and len(set(shapes)) == 1
+
+    def _is_constant(self, name: str) -> bool:
+        return self.index.constant(name) is not None
+
+    def _join(self, a: str, b: str) -> None:
+        first, second = self._root(a), self._root(b)
+        self.parent[second] = first
+
+    def _root(self, name: str) -> str:
+        self.parent.setdefault(name, name)
+        while self.parent[name] != name:
+            name = self.parent[name]
+        return name
+
+
+class _ExpectedError:
+    """Expected relative squared error of the output as a function of the logarithms of all factors."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        classes: list[ChannelClass],
+        samples: Mapping[str, ChannelSamples],
+        sensitivity: Sensitivity,
+        scheme: str,
+        per_tensor: bool,
+    ) -> None:
+        index = GraphIndex(model)
+        self.classes = classes
+        self.scheme = scheme
+        self.per_tensor = per_tensor
+        class_of = {name: i for i, c in enumerate(classes) for name in c.tensors}
+        # Activations: their class, the ends of each channel, and the sensitivity.
+        self.tensors: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        for name, seen in samples.items():
+            i = class_of.get(name)
+            if i is None or seen.values.shape[1] != classes[i].channels or name not in sensitivity.tensors:
+                continue
+            low, high = channel_clips(seen, 127 if scheme == "trt" else 255)
+            self.tensors.append((i, low, high, sensitivity.tensors[name]))
+        # Layers: the classes of outputs and inputs, largest weights and sensitivities by output and input channel.
+        self.layers: list[tuple[int | None, int | None, Tensor, Tensor]] = []
+        sources = {name: i for i, c in enumerate(classes) for name in c.sources}
+        sinks = {name: (i, repeat) for i, c in enumerate(classes) for name, repeat in c.sinks.items()}
+        for layer in weighted_layers(index):
+            name = layer.node.output[0]
+            if name not in sensitivity.weights or (name not in sources and name not in sinks):
+                continue
+            weight = torch.from_numpy(numpy_helper.to_array(index.initializers[layer.weight]).copy())
+            i, repeat = sinks.get(name, (None, 1))
+            groups = attribute(layer.node, "group", 1) if layer.node.op_type == "Conv" else 1
+            if groups > 1 and weight.shape[1] == 1 and not per_tensor:
+                continue  # each row has one input and its own step: factors cancel
+            largest = _by_channel(weight.abs(), layer.axis, repeat, torch.amax)
+            total = _by_channel(sensitivity.weights[name], layer.axis, repeat, torch.sum)
+            self.layers.append((sources.get(name), i, _ungrouped(largest, groups), _ungrouped(total, groups)))
+
+    def __call__(self, logs: list[Tensor]) -> Tensor:
+        total = torch.zeros(())
+        for i, low, high, weight in self.tensors:
+            s = logs[i].exp()
+            # Each end is held by its outermost channel.
+            bottom, top = (low * s).amin().clamp_max(0.0), (high * s).amax().clamp_min(0.0)
+            step = torch.maximum(-bottom, top) / 127 if self.scheme == "trt" else (top - bottom) / 255
+            total = total + step.square() / 12 * (weight / s.square()).sum()
+        for source, sink, largest, weight in self.layers:
+            out = None if source is None else logs[source].exp()[:, None]
+            into = None if sink is None else logs[sink].exp()[None, :]
+            scaled = largest if into is None else largest / into
+            errors = weight if into is None else weight * into.square()
+            if self.per_tensor:
+                # One step for all rows: what multiplies a row makes its share of the error smaller.
+                scaled = scaled if out is None else scaled * out
+                errors = errors if out is None else errors / out.square()
+                total = total + _COMPENSATED * (scaled.amax() / 127).square() / 12 * errors.sum()
+            else:
+                steps = scaled.amax(1) / 127
+                total = total + _COMPENSATED / 12 * (steps.square() * errors.sum(1)).sum()
+        return total
+
+    def balanced(self) -> list[Tensor]:
+        """A start that does not depend on how channels were scaled before: between equal ranges and equal weights."""
+        logs = []
+        for i, channel_class in enumerate(self.classes):
+            reach = torch.zeros(channel_class.channels)
+            for j, low, high, _ in self.tensors:
+                if j == i:
+                    reach = torch.maximum(reach, torch.maximum(-low, high))
+            pull = torch.zeros(channel_class.channels)
+            for _, sink, largest, _ in self.layers:
+                if sink == i:
+                    pull = torch.maximum(pull, largest.amax(0))
+            live = (reach > 0) & torch.isfinite(reach)
+            log = torch.zeros(channel_class.channels)
+            if live.any():
+                log[live] = -reach[live].log()
+                both = live & (pull > 0)
+                if both.any():
+                    log[both] += 0.5 * (pull[both] * reach[both]).log() - 0.5 * (pull[both] * reach[both]).log().mean()
+                log[live] -= log[live].mean()
+            logs.append(log)
+        return logs
+
+
+def channel_clips(seen: ChannelSamples, levels: int) -> tuple[Tensor, Tensor]:
+    """The range of each channel that rounds it with the least squared error, were it rounded by itself.
+
+    Args:
+        seen: samples of a tensor
+        levels: steps between the ends
+
+    Returns:
+        lower and upper ends, of shape (C,), zero within them
+    """
+    low, high = seen.low.clamp_max(0.0), seen.high.clamp_min(0.0)
+    values = seen.values[:: max(1, seen.values.shape[0] // 1024)]
+    best = torch.full_like(low, float("inf"))
+    chosen = torch.ones_like(low)
+    for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4):
+        step = ((high - low) * share / levels).clamp_min(1e-30)
+        rounded = torch.clamp(torch.round(values / step), low * share / step, high * share / step) * step
+        beyond = torch.clamp(values, low * share, high * share) - values
+        error = (rounded - values).square().mean(0) + (_CLIPPED - 1.0) * beyond.square().mean(0)
+        better = error < best
+        best, chosen = torch.where(better, error, best), torch.where(better, share, chosen)
+    return low * chosen, high * chosen
+
+
+def _by_channel(weight: Tensor, axis: int, repeat: int, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Reduce weights to (output channels, input channels)."""
+    moved = weight.movedim(axis, 0)
+    moved = moved.reshape(moved.shape[0], moved.shape[1] // repeat, -1)
+    return reduce(moved, 2)
+
+
+def _ungrouped(matrix: Tensor, groups: int) -> Tensor:
+    """Write a grouped layer's matrix over all input channels, zeros where a row does not read."""
+    if groups == 1:
+        return matrix
+    rows, inputs = matrix.shape
+    full = torch.zeros(rows, groups * inputs)
+    per_group = rows // groups
+    for g in range(groups):
+        part = slice(g * per_group, (g + 1) * per_group)
+        full[part, g * inputs : (g + 1) * inputs] = matrix[part]
+    return full

@@ -1,0 +1,416 @@
+"""Quantizing the weights of a network layer after layer, each against what the float network computes.
+
+Two networks run side by side over the calibration images, batch by batch: the float one, and the one quantized so far.
+A layer's weights are rounded for the inputs that it will see, and its bias then takes what is left of the mean error,
+so that errors do not add up with depth.
+
+Source: the bias correction follows M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+Correction", arXiv 1906.04721, with measured means in place of modelled ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .fake import Quantizer
+from .layers import WeightedLayer
+from .network import LayerConstants, Network, Values
+from .operators import convolution_arguments
+from .rounding import output_error, round_compensating, round_to_nearest
+from .spool import Spool
+
+_MOST_COLUMNS = 4608
+"""Inputs of a layer whose products are compensated together: 85 MB a matrix."""
+_FEWEST_ROWS = 2048
+_DEPTHWISE_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A layer with rounded weights.
+
+    Attributes:
+        codes: int8, of the shape of the weights.
+        scale: step of each output channel, of shape (M,).
+        bias: corrected, of shape (M,); None where the layer takes none.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def constants(self, axis: int) -> LayerConstants:
+        """What the layer computes with.
+
+        Args:
+            axis: of the output channels
+        """
+        shape = [-1 if i == axis else 1 for i in range(self.codes.ndim)]
+        return LayerConstants(self.codes.to(self.scale.dtype) * self.scale.reshape(shape), self.bias)
+
+
+@dataclass(frozen=True)
+class LayerOutcome:
+    """What rounding a layer did.
+
+    Attributes:
+        name: of the layer's output.
+        nearest_error: squared error of its output with weights rounded to the nearest, relative to its variance.
+        rounded_error: the same with the weights that were chosen.
+        bias_shift: largest correction of a bias, relative to the spread of the layer's outputs.
+        signal_to_noise: of the layer's output against the float network, in decibels.
+    """
+
+    name: str
+    nearest_error: float
+    rounded_error: float
+    bias_shift: float
+    signal_to_noise: float
+
+
+@dataclass
+class _Statistics:
+    """Sums over the inputs of one layer."""
+
+    blocks: list[tuple[slice, Tensor]]
+    sum: Tensor
+    rows: int
+    mean_float: Tensor
+    mean_quantized: Tensor
+    images: int
+
+
+class LayerQuantizer:
+    """Rounds the layers of a network in order.
+
+    Args:
+        network: the float network
+        layers: to quantize, in graph order
+        scales: steps of each layer's weights, by output name
+        quantizers: of activations
+        rows_per_column: samples of a layer's input, as a multiple of their length
+        seed: of the places that are sampled
+        done: layers that an earlier, interrupted run has rounded already
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        layers: list[WeightedLayer],
+        scales: Mapping[str, Tensor],
+        quantizers: Mapping[str, Quantizer],
+        rows_per_column: float,
+        seed: int,
+        done: Mapping[str, QuantizedLayer] | None = None,
+    ) -> None:
+        self.network = network
+        self.layers = layers
+        self.scales = scales
+        self.quantizers = quantizers
+        self.rows_per_column = rows_per_column
+        self.seed = seed
+        self.results: dict[str, QuantizedLayer] = {}
+        self.outcomes: dict[str, LayerOutcome] = {}
+        self._done = dict(done or {})
+
+    def run(
+        self,
+        batches: Iterable[Tensor],
+        image_count: int,
+        progress: Callable[[int, int | None], None] | None = None,
+        on_layer: Callable[[str, QuantizedLayer], None] | None = None,
+    ) -> dict[str, QuantizedLayer]:
+        """Quantize all layers.
+
+        Args:
+            batches: inputs of shape (N, 3, H, W), read once
+            image_count: number of images in all
+            progress: called with the number of layers done and in all
+            on_layer: called with each layer that was rounded
+
+        Returns:
+            the layers by output name
+        """
+        with torch.no_grad(), Spool() as spool:
+            count = 0
+            source = self.network.inputs[0]
+            for batch in batches:
+                spool.write(f"f:{source}", count, batch)
+                # Its own quantizer applies when the first piece runs.
+                spool.write(f"q:{source}", count, batch)
+                count += 1
+            live, start = {source}, 0
+            previous: WeightedLayer | None = None
+            for number, layer in enumerate([*self.layers, None]):
+                stop = len(self.network.steps) if layer is None else self.network.position[layer.node.output[0]]
+                statistics, live = self._piece(spool, live, count, start, stop, previous, layer, image_count)
+                if layer is not None:
+                    assert statistics is not None
+                    self._solve(layer, statistics)
+                    if on_layer is not None:
+                        on_layer(layer.node.output[0], self.results[layer.node.output[0]])
+                    del statistics
+                previous, start = layer, stop
+                if progress is not None:
+                    progress(number, len(self.layers))
+        return self.results
+
+    def _piece(
+        self,
+        spool: Spool,
+        live: set[str],
+        count: int,
+        start: int,
+        stop: int,
+        previous: WeightedLayer | None,
+        layer: WeightedLayer | None,
+        image_count: int,
+    ) -> tuple[_Statistics | None, set[str]]:
+        """Run both networks from one layer to the next over all batches, and look at the next one's inputs."""
+        rounded: dict[str, LayerConstants] = {}
+        if previous is not None:
+            name = previous.node.output[0]
+            rounded[name] = self.results[name].constants(previous.axis)
+        generator = torch.Generator().manual_seed(self.seed)
+        watch = [] if previous is None else [previous.node.output[0]]
+        signal = noise = 0.0
+        statistics: _Statistics | None = None
+        after: set[str] = set()
+        for i in range(count):
+            flows: list[Values] = []
+            for prefix in ("f:", "q:"):
+                values = {name: spool.read(prefix + name, i) for name in live}
+                quantizers: Mapping[str, Quantizer] = {}
+                if prefix == "q:":
+                    quantizers = self.quantizers
+                    if start > 0:
+                        # Rounded again to the very same values: what is stored has float16's precision.
+                        values = {n: quantizers[n](v) if n in quantizers else v for n, v in values.items()}
+                captured: Values = {}
+                run = self.network.run(
+                    values,
+                    start,
+                    stop,
+                    rounded if prefix == "q:" else None,
+                    _capturing(quantizers, watch, captured),
+                )
+                flows.append({**run, **{f"raw:{n}": v for n, v in captured.items()}})
+            for name in watch:
+                exact, ours = flows[0].pop(f"raw:{name}"), flows[1].pop(f"raw:{name}")
+                signal += float(exact.square().sum())
+                noise += float((exact - ours).square().sum())
+            if layer is not None:
+                statistics = self._observe(layer, flows[0], flows[1], statistics, image_count, generator)
+            after = {n for n in flows[0] if self.network.last_use.get(n, -1) >= stop}
+            if layer is not None:
+                for prefix, flow in zip(("f:", "q:"), flows, strict=True):
+                    for name in after - live:
+                        spool.write(prefix + name, i, flow[name])
+        for name in live - after:
+            spool.drop(f"f:{name}")
+            spool.drop(f"q:{name}")
+        if previous is not None:
+            self._say_noise(previous.node.output[0], signal, noise)
+        return statistics, after
+
+    def _observe(
+        self,
+        layer: WeightedLayer,
+        exact: Values,
+        ours: Values,
+        statistics: _Statistics | None,
+        image_count: int,
+        generator: torch.Generator,
+    ) -> _Statistics:
+        x, y = exact[layer.data], ours[layer.data]
+        images = x.shape[0]
+        rows = input_rows(layer, y, self.network, self._wanted_rows(layer) * images / image_count, generator)
+        if statistics is None:
+            statistics = _Statistics([], torch.zeros(()), 0, torch.zeros(()), torch.zeros(()), 0)
+            if rows is not None:
+                statistics.blocks = [
+                    (part, torch.zeros(rows.shape[0], part.stop - part.start, part.stop - part.start))
+                    for part in _blocks(rows.shape[2])
+                ]
+        if rows is not None:
+            for part, moments in statistics.blocks:
+                piece = rows[:, :, part]
+                moments.baddbmm_(piece.transpose(1, 2), piece)
+            statistics.sum = statistics.sum + rows.sum(1)
+            statistics.rows += rows.shape[1]
+        statistics.mean_float = statistics.mean_float + x.sum(0, keepdim=True)
+        statistics.mean_quantized = statistics.mean_quantized + y.sum(0, keepdim=True)
+        statistics.images += images
+        return statistics
+
+    def _wanted_rows(self, layer: WeightedLayer) -> float:
+        columns = _columns(layer, self.network)
+        if _groups(layer) > 1 and columns <= 256:
+            return _DEPTHWISE_ROWS
+        return max(_FEWEST_ROWS, self.rows_per_column * min(columns, _MOST_COLUMNS))
+
+    def _solve(self, layer: WeightedLayer, statistics: _Statistics) -> None:
+        name = layer.node.output[0]
+        weight = self.network.constants[layer.weight]
+        bias = None if layer.bias is None else self.network.constants[layer.bias]
+        scale = self.scales[name]
+        grouped = _to_groups(layer, weight)
+        by_group = scale.reshape(grouped.shape[0], -1)
+        nearest = round_to_nearest(grouped, by_group)
+        codes = nearest
+        spread = nearest_error = rounded_error = 0.0
+        done = self._done.get(name)
+        if statistics.rows:
+            mean = statistics.sum / statistics.rows
+            codes = torch.empty_like(grouped)
+            for part, moments in statistics.blocks:
+                moments.div_(statistics.rows)
+                moments.sub_(mean[:, part, None] * mean[:, None, part])
+                w = grouped[:, :, part]
+                if done is None:
+                    codes[:, :, part] = round_compensating(w, moments, by_group)
+                else:
+                    codes[:, :, part] = _to_groups(layer, done.codes.to(weight.dtype))[:, :, part]
+                step = by_group[:, :, None]
+                spread += output_error(w, moments)
+                before = output_error(nearest[:, :, part] * step - w, moments)
+                after = output_error(codes[:, :, part] * step - w, moments)
+                if after > before and done is None:
+                    # Nothing to gain, as with inputs that never change.
+                    codes[:, :, part], after = nearest[:, :, part], before
+                nearest_error += before
+                rounded_error += after
+        result = QuantizedLayer(_from_groups(layer, codes, weight).to(torch.int8), scale, bias)
+        shift = self._mean_error(layer, result, statistics)
+        largest = 0.0
+        if shift is not None:
+            corrected = shift if bias is None else bias + shift
+            result = QuantizedLayer(result.codes, scale, corrected)
+            deviation = math.sqrt(spread / max(scale.numel(), 1))
+            largest = float(shift.abs().amax()) / deviation if deviation > 0 else 0.0
+        self.results[name] = result
+        relative = 1.0 / spread if spread > 0 else 0.0
+        self.outcomes[name] = LayerOutcome(name, nearest_error * relative, rounded_error * relative, largest, math.inf)
+
+    def _mean_error(self, layer: WeightedLayer, result: QuantizedLayer, statistics: _Statistics) -> Tensor | None:
+        """What the layer's mean output lacks, for each channel; None if it takes no bias.
+
+        Layers are linear: the mean of the outputs is the output for the mean input.
+        """
+        if layer.node.op_type == "MatMul":
+            return None
+        step = self.network.steps[self.network.position[layer.node.output[0]]]
+        weight = self.network.constants[layer.weight]
+        ours = result.constants(layer.axis)
+        mean = statistics.mean_float / statistics.images
+        exact = step.compute([mean, weight, None])[0]
+        got = step.compute([statistics.mean_quantized / statistics.images, ours.weight, None])[0]
+        difference = exact - got
+        return difference.mean([i for i in range(difference.ndim) if i != 1])
+
+    def _say_noise(self, name: str, signal: float, noise: float) -> None:
+        outcome = self.outcomes[name]
+        decibels = math.inf if noise <= 0 or signal <= 0 else 10.0 * math.log10(signal / noise)
+        self.outcomes[name] = LayerOutcome(
+            name, outcome.nearest_error, outcome.rounded_error, outcome.bias_shift, decibels
+        )
+
+
+def input_rows(
+    layer: WeightedLayer, x: Tensor, network: Network, wanted: float, generator: torch.Generator
+) -> Tensor | None:
+    """What a layer multiplies its weights with, at places drawn at random.
+
+    Args:
+        layer: reads `x`
+        x: its input, all images of a batch
+        network: that it is in
+        wanted: about how many places to draw
+        generator: draws them
+
+    Returns:
+        rows of shape (G, S, K); None for layers that are not a matrix product of such rows
+    """
+    if layer.node.op_type in ("Gemm", "MatMul"):
+        flat = x.reshape(-1, x.shape[-1])
+        chosen = _draw(flat.shape[0], wanted, generator)
+        return (flat if chosen is None else flat[chosen])[None]
+    weight = network.constants[layer.weight]
+    if layer.node.op_type != "Conv" or weight.ndim != 4:
+        return None
+    found = convolution_arguments(_attributes(layer))
+    if found is None:
+        return None
+    arguments, margins = found
+    groups = arguments["groups"]
+    vertical, horizontal = arguments["padding"]
+    padded = F.pad(x, margins or [horizontal, horizontal, vertical, vertical])
+    kernel, stride, dilation = weight.shape[2:], arguments["stride"], arguments["dilation"]
+    size = [(padded.shape[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+    # The same places in all images of a batch: each batch draws others.
+    chosen = _draw(size[0] * size[1], wanted / x.shape[0], generator)
+    places = torch.arange(size[0] * size[1]) if chosen is None else chosen
+    top, left = places // size[1] * stride[0], places % size[1] * stride[1]
+    down, right = torch.arange(kernel[0]) * dilation[0], torch.arange(kernel[1]) * dilation[1]
+    at = (top[:, None, None] + down[None, :, None]) * padded.shape[3] + left[:, None, None] + right[None, None, :]
+    patches = padded.flatten(2)[:, :, at.reshape(-1)].reshape(x.shape[0], x.shape[1], places.numel(), -1)
+    rows = patches.permute(0, 2, 1, 3).reshape(-1, groups, x.shape[1] // groups * kernel[0] * kernel[1])
+    return rows.transpose(0, 1)
+
+
+def _draw(count: int, wanted: float, generator: torch.Generator) -> Tensor | None:
+    """Indices of at least one and about `wanted` things; None for all of them."""
+    number = max(1, math.ceil(wanted))
+    return None if number >= count else torch.randperm(count, generator=generator)[:number]
+
+
+def _capturing(quantizers: Mapping[str, Quantizer], names: list[str], captured: Values) -> dict[str, Quantizer]:
+    """Quantizers that also note what some tensors were before."""
+
+    def note(name: str) -> Quantizer:
+        def quantizer(x: Tensor) -> Tensor:
+            captured[name] = x
+            return quantizers[name](x) if name in quantizers else x
+
+        return quantizer
+
+    return {**quantizers, **{name: note(name) for name in names}}
+
+
+def _attributes(layer: WeightedLayer) -> dict[str, Any]:
+    return {a.name: onnx.helper.get_attribute_value(a) for a in layer.node.attribute}
+
+
+def _groups(layer: WeightedLayer) -> int:
+    return int(_attributes(layer).get("group", 1)) if layer.node.op_type == "Conv" else 1
+
+
+def _columns(layer: WeightedLayer, network: Network) -> int:
+    weight = network.constants[layer.weight]
+    return weight.numel() // weight.shape[layer.axis]
+
+
+def _to_groups(layer: WeightedLayer, weight: Tensor) -> Tensor:
+    """Weights as (G, R, K)."""
+    groups = _groups(layer)
+    moved = weight.movedim(layer.axis, 0)
+    return moved.reshape(groups, moved.shape[0] // groups, -1)
+
+
+def _from_groups(layer: WeightedLayer, grouped: Tensor, like: Tensor) -> Tensor:
+    moved = like.movedim(layer.axis, 0)
+    return grouped.reshape(moved.shape).movedim(0, layer.axis).contiguous()
+
+
+def _blocks(columns: int) -> list[slice]:
+    count = -(-columns // _MOST_COLUMNS)
+    size = -(-columns // count)
+    return [slice(i, min(i + size, columns)) for i in range(0, columns, size)]
