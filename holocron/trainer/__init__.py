@@ -3,6 +3,7 @@
 from holocron.trainer.classification import BinaryClassificationTrainer, ClassificationTrainer
 from holocron.trainer.core import Trainer
 from holocron.trainer.detection import DetectionTrainer
+from holocron.trainer.quantization import DistillationLoss, QuantizationTrainer, UnlabelledDataset
 from holocron.trainer.segmentation import SegmentationTrainer
 from holocron.trainer.utils import freeze_bn, freeze_model
 
@@ -10,8 +11,11 @@ __all__ = [
     "BinaryClassificationTrainer",
     "ClassificationTrainer",
     "DetectionTrainer",
+    "DistillationLoss",
+    "QuantizationTrainer",
     "SegmentationTrainer",
     "Trainer",
+    "UnlabelledDataset",
     "freeze_bn",
     "freeze_model",
 ]
