@@ -33,6 +33,8 @@ def export_model(
     fp16: bool = False,
     int8: bool = False,
     int8_report: bool = False,
+    max_drop: float | None = None,
+    tune: str | None = None,
     calib: StrPath | None = None,
     calib_samples: int = 256,
     calib_method: str = "mse",
@@ -65,6 +67,9 @@ def export_model(
         int8: also write the INT8 graphs of both schemes
         int8_report: also write `report.html`, what is known about them, and the same as data; the result's
             `quantization` holds it too
+        max_drop: points of accuracy (without `eval_folder`, of agreement with the float network) that an INT8 graph may
+            lose; as few layers as that takes stay in higher precision
+        tune: backend, one of :data:`runtime.backends.BACKENDS`, on which a layer must make the whole faster to be INT8
         calib: folder of images to calibrate on; None takes the few that come with the package
         calib_samples: at most that many images of it
         calib_method: `"minmax"`, `"percentile"`, `"entropy"` or `"mse"`
@@ -98,6 +103,8 @@ def export_model(
         "fp16": fp16,
         "int8": int8,
         "int8_report": int8_report,
+        "max_drop": max_drop,
+        "tune": tune,
         "calib_samples": calib_samples,
         "calib_method": calib_method,
         "verify_samples": verify_samples,

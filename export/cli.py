@@ -38,6 +38,16 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--int8-report", is_flag=True, help="Also write report.html: ranges, sensitivity and noise of each layer."
 )
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="P",
+    help="Keep as few layers in higher precision as it takes to lose no more than P points of accuracy (--eval), or of "
+    "agreement with the float model.",
+)
+@click.option(
+    "--tune", metavar="BACKEND", help="Use INT8 only where that makes the whole faster on this machine's BACKEND."
+)
 @click.option("--calib", type=_FOLDER, help="Images to calibrate on.  [default: a few that come with the package]")
 @click.option("--calib-samples", type=int, default=256, metavar="N", show_default=True, help="At most so many of them.")
 @click.option(

@@ -8,14 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib import CACHE_NAME, CalibrationCache, cached_ranges, find_images, images_digest, sample_folder
+from calib import (
+    CACHE_NAME,
+    CalibrationCache,
+    cached_ranges,
+    find_images,
+    find_labelled_images,
+    images_digest,
+    sample_folder,
+)
 from runtime.manifest import METADATA_KEY, SCHEMES, VARIANT_KEY, Artefact
 
 from .base import Base, load_onnx
 from .bundle import BundleWriter
+from .errors import ExportError
 from .progress import Progress
 from .report import FloatOperator
 from .spec import ExportSpec
+from .tasks import task_export
 
 if TYPE_CHECKING:
     import onnx
@@ -61,11 +71,18 @@ def make_graphs(
 
     Returns:
         what was written, and what is known about it
+
+    Raises:
+        ExportError: if something cannot be made as asked
     """
     schemes = [s for s in SCHEMES if spec.int8 and not base.has(f"int8.{s}")]
     fp16, fp32 = spec.fp16 and not base.has("fp16"), not base.has("fp32")
     if not schemes and base.folder is not None and (base.folder / CACHE_NAME).is_file():
         writer.keep(base.folder, CACHE_NAME)
+    if spec.max_drop is not None and task_export(base.manifest.task).class_axis is None:
+        raise ExportError(f"--max-drop counts first classes, which {base.manifest.task} has none of: leave it out")
+    if spec.mixes_precision and not schemes:
+        warn("the INT8 graphs are there already: to make them again with --max-drop or --tune add --force")
     if not (fp32 or fp16 or schemes):
         return MadeGraphs()
     graph = base.load_graph()  # from here on there is onnx
@@ -93,15 +110,55 @@ def make_graphs(
         calibrated = time.perf_counter() - started
         for scheme in schemes:
             started = time.perf_counter()
+            mixer = _Mixer(scheme, spec, base, progress, warn) if spec.mixes_precision else None
             with progress.stage(f"quantizing for {scheme}"):
-                quantized = quantize(graph, cache.ranges, scheme)
+                quantized = quantize(graph, cache.ranges, scheme, mixer)
             seconds = calibrated + time.perf_counter() - started
             artefacts.append(_write_graph(f"int8.{scheme}", quantized, base, writer))
             float_operators[f"int8.{scheme}"] = operators_left_float(graph, scheme)
-            if spec.int8_report:
+            if spec.reports_int8:
                 with progress.stage(f"measuring the noise of each layer for {scheme}"):
-                    summaries[scheme] = _summary(graph, quantized, scheme, cache, seconds, spec, base)
+                    summary = _summary(graph, quantized, scheme, cache, seconds, spec, base)
+                summaries[scheme] = summary if mixer is None or mixer.mixture is None else mixer.mixture.add_to(summary)
     return MadeGraphs(tuple(artefacts), float_operators, summaries)
+
+
+class _Mixer:
+    """Puts layers of a quantized graph back to float as `--tune` and `--max-drop` ask, and remembers why."""
+
+    def __init__(
+        self, scheme: str, spec: ExportSpec, base: Base, progress: Progress, warn: Callable[[str], None]
+    ) -> None:
+        from .quantize.mixture import Mixture, MixtureRequest
+
+        labels = None
+        if spec.eval_folder is None:
+            images = unlabelled_images(spec, spec.calib_samples)
+        else:
+            labelled = find_labelled_images(spec.eval_folder, base.manifest.labels)
+            images, labels = tuple(path for path, _ in labelled), tuple(label for _, label in labelled)
+        self.mixture: Mixture | None = None
+        self._scheme = scheme
+        self._request = MixtureRequest(
+            max_drop=spec.max_drop,
+            tune=spec.tune,
+            images=images,
+            preprocessing=base.manifest.preprocessing,
+            labels=labels,
+            class_axis=task_export(base.manifest.task).class_axis,
+        )
+        self._progress = progress
+        self._warn = warn
+
+    def __call__(self, quantized: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
+        from .quantize.mixture import mix_precision
+
+        if not self._request.concerns(self._scheme):
+            return quantized
+        self.mixture = mix_precision(quantized, model, self._scheme, self._request, self._progress.update)
+        for remark in self.mixture.remarks:
+            self._warn(f"int8.{self._scheme}: {remark}")
+        return self.mixture.model
 
 
 def _summary(

@@ -184,7 +184,7 @@ def _report(
     """Write what is known about the INT8 graphs where that is asked for; where it is not, keep what is still true."""
     schemes = [s for s in SCHEMES if any(a.variant == f"int8.{s}" and a.kind == "onnx" for a in manifest.artefacts)]
     kept = [s for s in schemes if base.has(f"int8.{s}")]
-    if not spec.int8_report:
+    if not spec.reports_int8:
         if base.folder is not None:
             keep_report(base.folder, kept, kept != schemes, writer, warn)
         return ()

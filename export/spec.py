@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calib import METHODS
+from runtime.backends import BACKENDS, unavailable
 from runtime.manifest import Preprocessing
 
 from .errors import ExportError
@@ -55,6 +56,9 @@ class ExportSpec:
         fp16: also write the float16 graph.
         int8: also write the two INT8 graphs.
         int8_report: also write what is known about them, as a page and as data.
+        max_drop: points of accuracy (without `eval_folder`, of agreement with the float network) that an INT8 graph may
+            lose; as few layers as that takes stay in higher precision. None keeps none.
+        tune: backend on which a layer must make the whole faster to be in INT8; None times nothing.
         calib: folder of images to calibrate on; None takes the small set that comes with the package.
         calib_samples: at most that many images of it.
         calib_method: how ranges are chosen, one of :data:`calib.METHODS`.
@@ -79,6 +83,8 @@ class ExportSpec:
     fp16: bool = False
     int8: bool = False
     int8_report: bool = False
+    max_drop: float | None = None
+    tune: str | None = None
     calib: Path | None = None
     calib_samples: int = 256
     calib_method: str = "mse"
@@ -114,6 +120,7 @@ class ExportSpec:
                 raise ExportError(f"{option} {folder} is not a folder")
         if self.preprocessing is not None and self.input_size is not None:
             raise ExportError("give the input size in `preprocessing` or as `input_size`, not in both")
+        self._check_mixed_precision()
         if self.int8_report and not self.int8:
             raise ExportError("--int8-report tells of what --int8 makes: add --int8")
         if self.rtx_capabilities and not self.rtx:
@@ -123,6 +130,30 @@ class ExportSpec:
         for capability in self.rtx_capabilities:
             if not _CAPABILITY.fullmatch(capability):
                 raise ExportError(f"--rtx-capability {capability!r} is not a compute capability such as 8.6")
+
+    def _check_mixed_precision(self) -> None:
+        for option, value in (("--max-drop", self.max_drop), ("--tune", self.tune)):
+            if value is not None and not self.int8:
+                raise ExportError(f"{option} {value} is of INT8 graphs: add --int8")
+        drop = self.max_drop
+        if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop <= 100):
+            raise ExportError(f"--max-drop {drop} is no number of points from 0 to 100: 0.5 allows half a point")
+        if self.tune is not None:
+            if self.tune not in BACKENDS:
+                raise ExportError(f"--tune {self.tune} is no backend: expected one of {', '.join(BACKENDS)}")
+            reason = unavailable(self.tune)
+            if reason is not None:
+                raise ExportError(f"--tune {self.tune} cannot time anything here: {reason}")
+
+    @property
+    def mixes_precision(self) -> bool:
+        """Whether some layers of INT8 graphs may stay in higher precision."""
+        return self.max_drop is not None or self.tune is not None
+
+    @property
+    def reports_int8(self) -> bool:
+        """Whether what is known about INT8 graphs is written: also wherever there was a choice to give reasons for."""
+        return self.int8_report or self.mixes_precision
 
     @property
     def capabilities(self) -> tuple[str, ...]:

@@ -16,6 +16,9 @@ from ..onnx_graph import add_outputs, graph_digest
 from .layers import tensors_to_observe
 from .qdq import insert_qdq
 
+Mix = Callable[[onnx.ModelProto, onnx.ModelProto], onnx.ModelProto]
+"""Puts layers of a quantized graph, float32 where it is not in integers, back to what they are in the float graph."""
+
 _BATCH = 4
 """Images run at once while calibrating: all activations of a batch are in memory together."""
 
@@ -59,16 +62,21 @@ def calibrate(
     )
 
 
-def quantize(model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: str) -> onnx.ModelProto:
+def quantize(
+    model: onnx.ModelProto, ranges: Mapping[str, TensorRange], scheme: str, mix: Mix | None = None
+) -> onnx.ModelProto:
     """Quantize a float graph under one scheme.
 
     Args:
         model: the float32 graph
         ranges: what was measured on it
         scheme: `"cpu"`, or `"trt"`, where what is not INT8 becomes float16
+        mix: puts layers back to float
 
     Returns:
         the quantized graph
     """
     quantized = insert_qdq(model, ranges, scheme)
+    if mix is not None:
+        quantized = mix(quantized, model)
     return to_float16(quantized) if scheme == "trt" else quantized

@@ -9,6 +9,7 @@ than a noisy one. Then each layer that was kept is put back where that still suf
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,8 @@ def search(
     max_drop: float,
     start: Collection[str] = (),
     most_evaluations: int = _MOST_EVALUATIONS,
+    seconds: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
 ) -> SearchResult:
     """Find few layers that must stay in higher precision.
 
@@ -87,20 +90,23 @@ def search(
         max_drop: points that may be lost
         start: names of layers that are kept in any case
         most_evaluations: choices to measure before the best found so far is taken
+        seconds: after which the best found so far is taken
+        clock: tells the seconds
 
     Returns:
         the choice; with every layer kept and `met` false where not even that suffices
 
     Raises:
-        ValueError: if `max_drop` is negative or not finite, or `start` names a layer that is not there
+        ValueError: if `max_drop` is no number of points from 0 to 100, or `start` names a layer that is not there
     """
-    if not (math.isfinite(max_drop) and max_drop >= 0):
-        raise ValueError(f"max_drop is {max_drop}, expected points from 0 on")
+    if not 0 <= max_drop <= 100:
+        raise ValueError(f"max_drop is {max_drop}, expected points from 0 to 100")
     names = [layer.name for layer in layers]
     unknown = sorted(set(start) - set(names))
     if unknown:
         raise ValueError(f"{unknown[0]!r} is none of the layers {', '.join(names)}")
-    book = _Book(evaluate, layers, max_drop, most_evaluations)
+    end = clock() + seconds
+    book = _Book(evaluate, layers, max_drop, most_evaluations, lambda: clock() >= end)
     fixed, everything = frozenset(start), frozenset(names)
     if book.meets(fixed):
         return book.result(fixed)
@@ -156,18 +162,24 @@ class _Book:
     """Every choice that was measured, each once."""
 
     def __init__(
-        self, evaluate: Evaluate, layers: Sequence[RankedLayer], max_drop: float, most_evaluations: int
+        self,
+        evaluate: Evaluate,
+        layers: Sequence[RankedLayer],
+        max_drop: float,
+        most_evaluations: int,
+        late: Callable[[], bool],
     ) -> None:
         self.layers = tuple(layers)
         self._evaluate = evaluate
         self._max_drop = max_drop
         self._most = most_evaluations
+        self._late = late
         self._seen: dict[frozenset[str], Measurement] = {}
         self._macs = sum(layer.macs for layer in layers)
 
     @property
     def exhausted(self) -> bool:
-        return len(self._seen) >= self._most
+        return len(self._seen) >= self._most or self._late()
 
     def known(self, kept: frozenset[str]) -> bool:
         return kept in self._seen

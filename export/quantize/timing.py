@@ -17,6 +17,7 @@ import onnx
 
 from runtime.backends import BACKENDS, check_threads, open_session, unavailable
 from runtime.backends.base import Array, Session
+from runtime.errors import BackendError
 from runtime.manifest import TensorSpec
 
 from ..errors import QuantizationError
@@ -30,19 +31,6 @@ _PROFILED_RUNS = 12
 _OPEN_SESSIONS = 12
 _TOKEN = "timed_layer_{}_"  # noqa: S105 (a name, no secret)
 _FIND_TOKEN = re.compile(r"timed_layer_(\d+)_")
-
-
-def check_tunable(backend: str) -> None:
-    """Refuse a backend that nothing can be timed on here.
-
-    Raises:
-        QuantizationError: if it is unknown, not installed, or needs a GPU that is not there
-    """
-    if backend not in BACKENDS:
-        raise QuantizationError(f"--tune {backend} is no backend: expected one of {', '.join(BACKENDS)}")
-    reason = unavailable(backend)
-    if reason is not None:
-        raise QuantizationError(f"--tune {backend} times graphs on it, and it cannot be used here: {reason}")
 
 
 def tune_graph(
@@ -71,13 +59,16 @@ def tune_graph(
         the choice, and what it takes
 
     Raises:
-        QuantizationError: if the backend cannot be used here, or the graph has no layer with weights
+        BackendError: if the backend is unknown or cannot be used here
+        QuantizationError: if the graph has no layer with weights
     """
-    check_tunable(backend)
     names = layer_names(model)
     if not names:
         raise QuantizationError("the graph has no layer with constant weights: there is nothing to tune")
     threads = check_threads(threads)
+    reason = unavailable(backend)
+    if reason is not None:
+        raise BackendError(reason)
 
     def make(kept: frozenset[str]) -> bytes:
         mixed = keep_float(quantized, model, scheme, kept)

@@ -14,8 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from calib import find_images, sample_folder
+from calib import TensorRange, find_images, sample_folder
 from export import ExportResult, export_model
+from export.onnx_graph import add_outputs
+from export.quantize import insert_qdq, tensors_to_observe
 from runtime.manifest import Preprocessing, read_manifest
 
 SIZE = (24, 20)
@@ -180,6 +182,19 @@ def own_bundle(float_bundle, tmp_path) -> Path:
 def tiny_onnx(float_bundle):
     """The little classifier's float32 graph, as traced."""
     return onnx.load(float_bundle / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def minmax_int8(tiny_onnx) -> dict[str, onnx.ModelProto]:
+    """The little classifier with every layer in INT8, by scheme; what is not in integers is float32."""
+    x = np.random.default_rng(1).standard_normal((32, 3, *SIZE), np.float32)
+    names = tensors_to_observe(tiny_onnx)
+    seen = {**run_onnx(add_outputs(tiny_onnx, names), {"input": x}), "input": x}
+    ranges = {}
+    for name in names:
+        low, high = min(float(seen[name].min()), 0.0), max(float(seen[name].max()), 0.0)
+        ranges[name] = TensorRange(low, high, max(-low, high), (low, high))
+    return {scheme: insert_qdq(tiny_onnx, ranges, scheme) for scheme in ("cpu", "trt")}
 
 
 @pytest.fixture(scope="session")
