@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -22,6 +22,9 @@ from ..macs import node_macs
 from ..onnx_graph import GraphIndex
 from .layers import operators_left_float, quantized_tensors, range_sources, weighted_layers, why_float
 from .summary import LayerSummary, QuantizationSummary, RangeSummary
+
+if TYPE_CHECKING:
+    from .optimize import QuantizationReport
 
 _MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _BINS = 64
@@ -63,7 +66,7 @@ def summarize(
         model: the float graph that it was made from
         quantized: the graph with explicit Q/DQ
         scheme: `"cpu"` or `"trt"`
-        ranges: of the activations, as they are in the quantized graph
+        ranges: of the activations, as they are in the quantized graph; those that it does not round are left out
         method: what chose them, for all or by tensor
         images: number of images that they were measured on; 0 if that is not known
         seconds: that quantizing took; NaN if that is not known
@@ -77,10 +80,14 @@ def summarize(
     index = GraphIndex(model)
     seen = observations or Observations()
     sources = range_sources(index, scheme)
-    tensors = dict.fromkeys(sources[name] for name in quantized_tensors(index, scheme))
+    rounded = dict.fromkeys(sources[name] for name in quantized_tensors(index, scheme))
+    # What the float graph does not have was put into the quantized one to be rounded, like the input as pixels.
+    known = {value.name for value in model.graph.input} | set(index.producers)
+    tensors = [*(n for n in ranges if n not in known), *(n for n in rounded if n in ranges)]
     methods = dict.fromkeys(tensors, method) if isinstance(method, str) else method
     facts = layer_facts or {}
-    layers = [replace(layer, **facts.get(layer.name, {})) for layer in _layers(model, index, quantized, scheme, seen)]
+    result = GraphIndex(quantized)
+    layers = [replace(layer, **facts.get(layer.name, {})) for layer in _layers(model, index, result, scheme, seen)]
     left = {each.operator: 0 for each in operators_left_float(model, scheme) if each.operator not in _MULTIPLYING}
     for each in operators_left_float(model, scheme):
         if each.operator in left:
@@ -92,11 +99,66 @@ def summarize(
         images=images,
         layers=tuple(layers),
         ranges=tuple(
-            _range(name, ranges[name], scheme, methods.get(name, ""), seen.histograms.get(name, ()))
+            RangeSummary(
+                name,
+                methods.get(name, ""),
+                *_represented(name, ranges[name], scheme, result),
+                (float(ranges[name].minimum), float(ranges[name].maximum)),
+                seen.histograms.get(name, ()),
+            )
             for name in tensors
-            if name in ranges
         ),
         stays_float=tuple(left.items()),
+    )
+
+
+def summarize_report(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    report: QuantizationReport,
+    *,
+    images: int,
+    seconds: float = math.nan,
+    observations: Observations | None = None,
+) -> QuantizationSummary:
+    """Summarize a graph that :func:`~export.quantize.optimize.quantize_calibrated` made.
+
+    Args:
+        model: the float graph that was given to it
+        quantized: the graph that it made
+        report: how that came about
+        images: number of images
+        seconds: that it took
+        observations: of :func:`observe_images` without a reference: its layers may have another scale
+
+    Returns:
+        the summary, without candidates
+    """
+    index = GraphIndex(model)
+    rescaled = {tensor.name for tensor in report.tensors if tensor.equalized}
+    facts: dict[str, dict[str, Any]] = {}
+    data = {layer.node.output[0]: layer.data for layer in weighted_layers(index)}
+    for outcome in report.layers:
+        reader = index.only_consumer(outcome.name)
+        after = set() if reader is None else set(reader.output)
+        gain = outcome.nearest_error / outcome.rounded_error if outcome.rounded_error > 0 else None
+        facts[outcome.name] = {
+            "snr_db": outcome.signal_to_noise,
+            "rounding_gain": gain,
+            "bias_shift": outcome.bias_shift,
+            "equalized": bool({outcome.name, data.get(outcome.name), *after} & rescaled),
+        }
+    return summarize(
+        model,
+        quantized,
+        report.scheme,
+        {tensor.name: tensor.chosen for tensor in report.tensors},
+        method={tensor.name: tensor.choice.method for tensor in report.tensors},
+        images=images,
+        seconds=seconds,
+        effort=report.effort,
+        observations=observations,
+        layer_facts=facts,
     )
 
 
@@ -154,13 +216,12 @@ def observe_images(
 
 
 def _layers(
-    model: onnx.ModelProto, index: GraphIndex, quantized: onnx.ModelProto, scheme: str, seen: Observations
+    model: onnx.ModelProto, index: GraphIndex, result: GraphIndex, scheme: str, seen: Observations
 ) -> list[LayerSummary]:
     try:
         macs = node_macs(model)
     except ExportError:  # a shape that is not known: the summary is about more than that
         macs = {}
-    result = GraphIndex(quantized)
     possible = {layer.node.output[0] for layer in weighted_layers(index)}
     layers = []
     for node in model.graph.node:
@@ -193,9 +254,20 @@ def _reads_integers(name: str, index: GraphIndex) -> bool:
     return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
 
-def _range(name: str, measured: TensorRange, scheme: str, method: str, histogram: tuple[int, ...]) -> RangeSummary:
-    low, high = (-measured.symmetric, measured.symmetric) if scheme == "trt" else measured.asymmetric
-    return RangeSummary(name, method, low, high, (measured.minimum, measured.maximum), histogram)
+def _represented(name: str, measured: TensorRange, scheme: str, index: GraphIndex) -> tuple[float, float]:
+    """The smallest and the largest real value that a tensor is rounded to."""
+    if scheme == "cpu":
+        return float(measured.asymmetric[0]), float(measured.asymmetric[1])
+    step = measured.symmetric / 127
+    node = index.producers.get(f"{name}_quantized")
+    constant = None if node is None else index.constant(node.input[1])
+    if constant is not None and constant.size == 1:
+        step = float(constant)  # as float16 holds it
+    # Without negative values all codes may be spread over the others (see `centre`).
+    top = measured.asymmetric[1]
+    if measured.minimum >= 0 and abs(255 * step - top) < abs(127 * step - measured.symmetric):
+        return 0.0, 255 * step
+    return -128 * step, 127 * step
 
 
 def _open(model: onnx.ModelProto, names: Sequence[str]) -> Session:

@@ -7,6 +7,7 @@ import shutil
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import helper
@@ -19,7 +20,8 @@ from export.errors import ExportError
 from export.int8_report import render_report
 from export.int8_report.files import read_summary, write_report
 from export.quantize import insert_qdq, tensors_to_observe
-from export.quantize.summarize import Observations, observe_images, summarize
+from export.quantize.optimize import quantize_calibrated
+from export.quantize.summarize import Observations, observe_images, summarize, summarize_report
 from export.quantize.summary import Candidate, LayerSummary, QuantizationSummary, RangeSummary
 from export.report import ExportResult, layer_table
 from runtime.manifest import Manifest, Preprocessing, read_manifest
@@ -161,7 +163,7 @@ def test_what_is_read_off_the_graphs(reported):
         assert known.ranges[0].tensor == "input"
     assert cpu.stays_float == ()
     assert trt.stays_float == (("GlobalAveragePool", 1),)
-    assert all(entry.low == -entry.high for entry in trt.ranges)
+    assert all(entry.low == pytest.approx(-128 / 127 * entry.high) for entry in trt.ranges)
     assert any(entry.low == 0 for entry in cpu.ranges)
 
 
@@ -302,6 +304,34 @@ def test_noise_and_histograms_against_numpy(make_onnx, photos, preprocessing):
     exact = observe_images(scaled(1.0), images, preprocessing, {}, scaled(1.0))
     assert (exact.snr_db, exact.histograms) == ({"y": math.inf}, {})
     assert observe_images(scaled(1.0), images, preprocessing, {}) == Observations()
+
+
+def test_what_the_quantizer_says(tiny_onnx, photos, preprocessing):
+    images = find_images(photos)[:4]
+    for scheme in ("cpu", "trt"):
+        made = quantize_calibrated(tiny_onnx, images, preprocessing, scheme, effort="fast")
+        chosen = {tensor.name: tensor.chosen for tensor in made.report.tensors}
+        seen = observe_images(made.model, images, preprocessing, chosen)
+        known = summarize_report(tiny_onnx, made.model, made.report, images=4, observations=seen)
+        assert (known.effort, known.int8_share) == ("fast", 1.0)
+        for entry, outcome in zip(known.layers, made.report.layers, strict=True):
+            assert (entry.name, entry.snr_db, entry.bias_shift) == (
+                outcome.name,
+                outcome.signal_to_noise,
+                outcome.bias_shift,
+            )
+            assert entry.rounding_gain == outcome.nearest_error / outcome.rounded_error
+        by_name = {entry.tensor: entry for entry in known.ranges}
+        # Each range is one that the graph rounds to: the scale of its QuantizeLinear times the number of codes.
+        scales = {n.input[1]: n for n in made.model.graph.node if n.op_type == "QuantizeLinear"}
+        values = {
+            t.name: float(onnx.numpy_helper.to_array(t)) for t in made.model.graph.initializer if t.name in scales
+        }
+        for name, entry in by_name.items():
+            if f"{name}_scale" in values:
+                assert (entry.high - entry.low) / 255 == pytest.approx(values[f"{name}_scale"], rel=1e-6)
+        assert "relu" in by_name
+        text(render_report([known], manifest()))
 
 
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
