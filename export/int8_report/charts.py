@@ -266,7 +266,10 @@ def trade_off(candidates: Sequence[Candidate], chosen: int | None, drop_of: str,
     width, height, left, right, top, base = 460, 320, 62, 20, 18, 262
     x = _padded([sign * points[i][0] for i in drawn], left, width - right)
     y = _padded([points[i][1] for i in drawn], base, top)
-    parts = [*_vertical_grid(x, top, base, "" if latency else "%", 1), *_horizontal_grid(y, left, width - right)]
+    parts = [
+        *_vertical_grid(x, top, base, *(("", 1, _LARGEST) if latency else ("%", 1, 100))),
+        *_horizontal_grid(y, left, width - right),
+    ]
     at = {i: (x(sign * points[i][0]), y(points[i][1])) for i in drawn}
     if len(front) > 1:
         path = f"M{number(at[front[0]][0])} {number(at[front[0]][1])}"
@@ -337,13 +340,13 @@ def _candidate_text(candidate: Candidate, drop_of: str) -> str:
 
 def _padded(values: Sequence[float], start: float, end: float) -> Scale:
     low, high = min(values), max(values)
-    margin = (high / 2 - low / 2) * 0.16 or max(abs(high) * 0.1, 0.1)
+    margin = (high / 2 - low / 2) * 0.16 or abs(high) * 0.1 or 1.0
     return Scale(max(low - margin, -_LARGEST), min(high + margin, _LARGEST), start, end)
 
 
-def _vertical_grid(x: Scale, top: float, base: float, unit: str, factor: float) -> list[Markup]:
+def _vertical_grid(x: Scale, top: float, base: float, unit: str, factor: float, most: float = math.inf) -> list[Markup]:
     parts = []
-    for tick in ticks(x.low, x.high):
+    for tick in ticks(max(x.low, 0.0), min(x.high, most)):  # no share and no time lies beyond
         text = significant(factor * tick, 4)
         parts.append(element("line", x1=x(tick), y1=top, x2=x(tick), y2=base, class_="grid"))
         parts.append(element("text", with_unit(text, unit) if unit else text, x=x(tick), y=base + 15, class_="mid"))

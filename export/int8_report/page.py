@@ -161,7 +161,10 @@ def _choice(summary: QuantizationSummary) -> list[Markup]:
     key = _key(
         [
             (element("path", d="M7 0l6 6l-6 6l-6 -6Z", class_="chosen"), "chosen"),
-            (element("circle", cx=7, cy=6, r=4.5, class_="best"), "on the Pareto front: no other is better in both"),
+            (
+                element("circle", cx=7, cy=6, r=4.5, class_="best"),
+                "on the Pareto front: none is better in one and as good in the other",
+            ),
             (element("circle", cx=7, cy=6, r=4.5, class_="beaten"), "beaten by another"),
         ]
     )

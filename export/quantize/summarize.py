@@ -80,13 +80,15 @@ def summarize(
     index = GraphIndex(model)
     seen = observations or Observations()
     sources = range_sources(index, scheme)
-    rounded = dict.fromkeys(sources[name] for name in quantized_tensors(index, scheme))
+    result = GraphIndex(quantized)
+    # Between layers that were kept float nothing is rounded.
+    pairs = [name for name in quantized_tensors(index, scheme) if f"{name}_quantized" in result.producers]
+    rounded = dict.fromkeys(sources[name] for name in pairs)
     # What the float graph does not have was put into the quantized one to be rounded, like the input as pixels.
     known = {value.name for value in model.graph.input} | set(index.producers)
     tensors = [*(n for n in ranges if n not in known), *(n for n in rounded if n in ranges)]
     methods = dict.fromkeys(tensors, method) if isinstance(method, str) else method
     facts = layer_facts or {}
-    result = GraphIndex(quantized)
     layers = [replace(layer, **facts.get(layer.name, {})) for layer in _layers(model, index, result, scheme, seen)]
     left = {each.operator: 0 for each in operators_left_float(model, scheme) if each.operator not in _MULTIPLYING}
     for each in operators_left_float(model, scheme):

@@ -278,8 +278,10 @@ def test_layers_that_no_kernel_has_and_layers_kept_float(make_onnx, ort_run):
     ]
     assert [entry.macs for entry in known.layers] == [4 * 16 * 27, 4 * 16 * 2 * 4, 16 * 16 * 16, 16 * 16 * 8]
     assert "not constant" in known.layers[1].reason
+    assert [entry.tensor for entry in known.ranges] == ["x", "c", "m"]
     float_one = summarize(model, model, "trt", ranges, method={}, images=0, layer_facts={"c": {"reason": "2 dB"}})
     assert {entry.precision for entry in float_one.layers} == {"float16"}
+    assert float_one.ranges == ()
     assert [entry.reason for entry in float_one.layers][::3] == ["2 dB", "kept in higher precision"]
     assert "2 dB" in text(render_report([known, float_one], manifest()))
 
