@@ -209,8 +209,8 @@ def scan(
         if done >= most:
             break
     return tuple(
-        LayerSensitivity(name, emulation.macs[name], sums[name].noise, decibels(sums[name].noise), sums[name].agreement)
-        for name in names
+        LayerSensitivity(name, emulation.macs[name], each.noise, decibels(each.relative_error), each.agreement)
+        for name, each in sums.items()
     )
 
 
