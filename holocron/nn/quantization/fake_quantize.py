@@ -28,6 +28,8 @@ _ACTIVATION_CODES = {"cpu": (0, 255), "trt": (-128, 127)}
 _TINY = torch.finfo(torch.float32).tiny
 _LARGEST_HALF = torch.finfo(torch.float16).max
 _SMALLEST_HALF = 2.0**-24
+_WEIGHT_SAMPLE = 2**19
+"""About so many weights of a layer, evenly spread, are rounded in the search for their range."""
 _RANGE_SPEED = 10.0
 """How many times faster a range moves than its parameter: adaptive optimizers move every parameter by about the
 learning rate, and one that suits weights would leave a range where it is."""
@@ -175,7 +177,7 @@ class ActivationQuantizer(_LearnedRange):
         """Quantize and dequantize `x`, of any shape."""
         if not self.enabled:
             return x
-        scale, zero_point = self.params(x[0].numel() if x.ndim else 1)
+        scale, zero_point = self.params(x.numel() // max(len(x), 1))
         return fake_quantize(x, scale, zero_point, *self.codes)
 
     def params(self, num_values: int = 1) -> tuple[Tensor, Tensor]:
@@ -195,7 +197,7 @@ class ActivationQuantizer(_LearnedRange):
 
     @torch.no_grad()
     def calibrate(self, values: Tensor, low: float, high: float) -> None:
-        """Choose the range that costs the least squared error.
+        """Choose the range that costs the least squared error, one end after the other.
 
         Args:
             values: a sample of the activation, of any shape
@@ -212,14 +214,16 @@ class ActivationQuantizer(_LearnedRange):
             extremes = [1.0] * len(extremes)
         self.log_factor.zero_()
         base = torch.tensor(extremes, dtype=torch.float32, device=self.calibrated.device)
-        best, least = base, math.inf
+        best, least = base.clone(), math.inf
         sample = values.flatten().to(base.device)
-        for fraction in torch.linspace(1, 0.25, 31).tolist() if sample.numel() else ():
-            self.calibrated.copy_(base * fraction)
-            scale, zero_point = self.params()
-            error = (fake_quantize(sample, scale, zero_point, *self.codes) - sample).square().mean(dtype=torch.float64)
-            if error.item() < least:
-                best, least = base * fraction, error.item()
+        for end in range(len(base)):
+            for fraction in torch.linspace(1, 0.25, 31).tolist() if sample.numel() and base[end] > 0 else ():
+                self.calibrated.copy_(best)
+                self.calibrated[end] = base[end] * fraction
+                rounded = fake_quantize(sample, *self.params(), *self.codes)
+                error = (rounded - sample).square().mean(dtype=torch.float64).item()
+                if error < least:
+                    best, least = self.calibrated.clone(), error
         self.calibrated.copy_(best)
 
 
@@ -275,6 +279,7 @@ class WeightQuantizer(_LearnedRange):
         base = torch.where(base > 0, base, 127.0)  # zeros stay zeros under any scale
         self.log_factor.zero_()
         best, least = base.clone(), torch.full_like(base, math.inf)
+        rows = rows[:, :: max(1, rows.numel() // _WEIGHT_SAMPLE)]
         for fraction in torch.linspace(1, 0.4, 25).tolist() if clip else ():
             self.calibrated.copy_(base * fraction)
             scale = self.scale()[:, None]

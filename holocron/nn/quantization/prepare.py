@@ -117,8 +117,7 @@ def convert(model: fx.GraphModule) -> fx.GraphModule:
         plain.set_submodule(name, layer)
     delattr(plain, _QUANTIZERS)
     del plain.meta[_META]
-    plain.recompile()
-    return plain
+    return fx.GraphModule(plain, plain.graph, type(model).__name__)
 
 
 @torch.no_grad()
