@@ -176,9 +176,11 @@ class _Search:
         self._measure = measure
         self._progress = progress
         self._tried: set[tuple[frozenset[str], frozenset[str]]] = set()
-        self.int8 = {layer.name: layer.int8_seconds for layer in layers if layer.int8_seconds is not None}
-        self.float = {layer.name: layer.float_seconds for layer in layers if layer.float_seconds is not None}
-        self.profiled = len(self.int8) == len(self.float) == len(layers)
+        known = [x for x in layers if x.int8_seconds is not None and x.float_seconds is not None]
+        # Of a layer that a profile does not tell, neither precision is known to be faster.
+        self.int8 = dict.fromkeys(self.names, 0.0) | {x.name: x.int8_seconds or 0.0 for x in known}
+        self.float = dict.fromkeys(self.names, 0.0) | {x.name: x.float_seconds or 0.0 for x in known}
+        self.profiled = 2 * len(known) > len(layers)
 
     def time(self, choices: Sequence[frozenset[str]], rounds: int) -> list[list[float]]:
         """Seconds of each choice in each round."""
