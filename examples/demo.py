@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from holocron.models import repvgg_a0
+from holocron.models import build_model
 from holocron.trainer import ClassificationTrainer
 from holocron.transforms import Resize
 from runtime.manifest import read_manifest
@@ -52,8 +52,8 @@ def write_images(folder: Path) -> None:
     (folder / "labels.txt").write_text("\n".join(map(str, digits.target_names)) + "\n")
 
 
-def train(folder: Path, checkpoint: Path) -> float:
-    """Train RepVGG-A0 on the digits until it is good enough; returns the held-out accuracy of the weights kept."""
+def train(folder: Path, checkpoint: Path, arch: str = "repvgg_a0") -> float:
+    """Train a network on the digits until it is good enough; returns the held-out accuracy of the weights kept."""
     torch.manual_seed(0)
     transform = v2.Compose(
         [v2.PILToTensor(), Resize((SIZE, SIZE)), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
@@ -61,7 +61,7 @@ def train(folder: Path, checkpoint: Path) -> float:
     train_set, val_set = (datasets.ImageFolder(folder / split, transform) for split in ("train", "eval"))
     train_loader = DataLoader(train_set, batch_size=64, shuffle=True, drop_last=True)
     val_loader = DataLoader(val_set, batch_size=128)
-    model = repvgg_a0(num_classes=10)
+    model = build_model(arch, num_classes=10)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
     trainer = ClassificationTrainer(
         model, train_loader, val_loader, nn.CrossEntropyLoss(), optimizer, output_file=str(checkpoint)
