@@ -263,10 +263,10 @@ def _profile_onnxruntime(model: bytes, feeds: dict[str, Array], threads: int) ->
     """The kernels of each run and their seconds."""
     import onnxruntime as ort
 
-    from runtime.backends.onnxruntime import _options
+    from runtime.backends.onnxruntime import session_options
 
     with tempfile.TemporaryDirectory(prefix="profile-") as folder:
-        options = _options(threads, on_cpu=True)
+        options = session_options(threads, on_cpu=True)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -62,7 +62,7 @@ class OnnxRuntimeSession:
             with contextlib.nullcontext() if backend == "onnxruntime" else _quiet_start():
                 self._session: ort.InferenceSession | None = ort.InferenceSession(
                     model if isinstance(model, bytes) else str(model),
-                    _options(threads, backend == "onnxruntime"),
+                    session_options(threads, backend == "onnxruntime"),
                     providers=providers,
                     enable_fallback=0,  # it would print, and then run on another device than the one asked for
                 )
@@ -95,7 +95,13 @@ class OnnxRuntimeSession:
         self._session = None  # a call in another thread holds its own reference until it is done
 
 
-def _options(threads: int, on_cpu: bool) -> ort.SessionOptions:
+def session_options(threads: int, on_cpu: bool) -> ort.SessionOptions:
+    """How every network is opened, so that what is timed elsewhere is what runs.
+
+    Args:
+        threads: processor threads of one call
+        on_cpu: whether the processor computes all of it
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
