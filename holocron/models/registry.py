@@ -135,7 +135,9 @@ def get_model_info(name: str) -> ModelInfo:
         return _MODELS[name]
     except (KeyError, TypeError):
         near = difflib.get_close_matches(str(name).lower().replace("-", "_"), _MODELS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(sorted(_MODELS))}"
+        examples = ", ".join(names[0] for task in get_args(Task) if (names := list_models(task)))
+        known = f"expected one of the {len(_MODELS)} names of holocron.models.list_models(), for example {examples}"
+        hint = f"did you mean {' or '.join(near)}?" if near else known
         raise ValueError(f"unknown model {name!r}: {hint}") from None
 
 
