@@ -371,16 +371,18 @@ class _ExpectedError:
 
     def balanced(self) -> list[Tensor]:
         """A start that does not depend on how channels were scaled before: between equal ranges and equal weights."""
+        reaches = [torch.zeros(c.channels) for c in self.classes]
+        for i, low, high, _ in self.tensors:
+            reaches[i] = torch.maximum(reaches[i], torch.maximum(-low, high))
         logs = []
-        for i, channel_class in enumerate(self.classes):
-            reach = torch.zeros(channel_class.channels)
-            for j, low, high, _ in self.tensors:
-                if j == i:
-                    reach = torch.maximum(reach, torch.maximum(-low, high))
+        for i, (channel_class, reach) in enumerate(zip(self.classes, reaches, strict=True)):
             pull = torch.zeros(channel_class.channels)
-            for _, sink, largest, _ in self.layers:
+            for source, sink, largest, _ in self.layers:
                 if sink == i:
-                    pull = torch.maximum(pull, largest.amax(0))
+                    # Rows count as they would with equal ranges of what they make.
+                    made = None if source is None else reaches[source][:, None]
+                    rows = largest if made is None else torch.where(made > 0, largest / made, 0.0)
+                    pull = torch.maximum(pull, rows.amax(0))
             live = (reach > 0) & torch.isfinite(reach)
             log = torch.zeros(channel_class.channels)
             if live.any():

@@ -1,4 +1,4 @@
-"""Graphs run by torch against ONNX Runtime: operator by operator, whole, in pieces, and with what is rounded on the way."""
+"""Graphs run by torch against ONNX Runtime: operator by operator, whole, in pieces, and with what is rounded."""
 
 import itertools
 
