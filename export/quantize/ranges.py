@@ -92,6 +92,8 @@ def choose_ranges(
     """
     fixed = fixed or {}
     candidates = {n: {"known": fixed[n]} if n in fixed else candidate_ranges(s) for n, s in samples.items()}
+    if not candidates:
+        return {}, {}
     if not network.differentiable:
         chosen = {name: "mse" if "mse" in found else next(iter(found)) for name, found in candidates.items()}
         return (

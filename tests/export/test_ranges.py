@@ -259,6 +259,10 @@ def test_images_of_one_colour(make_onnx, scheme, value):
     assert all(np.isfinite(error) for error in choices["a"].errors.values())
 
 
+def test_no_tensors(make_onnx):
+    assert choose_ranges(Network(pooled(make_onnx)), [torch.from_numpy(heavy(2, 6, 5, 5))], {}, "cpu", 0) == ({}, {})
+
+
 def test_no_images_leave_the_extremes(make_onnx):
     x = heavy(8, 6, 5, 5)
     ranges, choices = choose_ranges(Network(pooled(make_onnx)), [], {"a": samples_of(x)}, "cpu", 0)

@@ -158,6 +158,10 @@ def test_no_images():
         collect_samples(Passing(), [], 0, ["x"], 0)
 
 
+def test_nothing_to_sample():
+    assert collect_samples(Passing(), batches_of(numbered(3), 2), 3, [], 0) == {}
+
+
 # Sensitivities.
 
 
@@ -281,6 +285,12 @@ def test_what_does_not_reach_the_output_has_none(make_onnx):
     assert (found.weights["a"] == 0).all()
     assert (found.tensors["x"] > 0).all()
     assert (found.weights["y"] > 0).all()
+
+
+def test_nothing_to_measure(make_onnx):
+    model, _ = matrices(make_onnx, (4, 3))
+    found = output_sensitivity(Network(model), [torch.from_numpy(random(5, 4))], [], {}, 0)
+    assert found.tensors == found.weights == {}
 
 
 def test_an_answer_of_zeros_gives_numbers(make_onnx):
