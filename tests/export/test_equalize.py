@@ -328,7 +328,7 @@ def test_extreme_factors_change_no_answer(name, ort_run):
             assert np.linalg.norm(is_now - was) <= 1e-5 * np.linalg.norm(was)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from([name for name, network in NETWORKS.items() if network[4]]),
     seed=st.integers(0, 2**32 - 1),
@@ -359,17 +359,12 @@ def measure(model, images, batch=8):
     samples = collect_samples(session, batches, len(images), names, seed=0)
     network = Network(model)
     layers = {
-        layer.node.output[0]: LayerConstants(network.constants[layer.weight], None)
-        for layer in weighted_layers(network.index)
-    }
-    with_bias = {
         layer.node.output[0]: LayerConstants(
             network.constants[layer.weight], None if layer.bias is None else network.constants[layer.bias]
         )
         for layer in weighted_layers(network.index)
     }
-    assert layers.keys() == with_bias.keys()
-    sensitivity = output_sensitivity(network, map(torch.from_numpy, batches), names, with_bias, seed=0)
+    sensitivity = output_sensitivity(network, map(torch.from_numpy, batches), names, layers, seed=0)
     return samples, sensitivity
 
 
@@ -405,11 +400,10 @@ def hardened(model, seed=0):
 
 
 CHOSEN = ("chain", "depthwise chain", "in groups", "residual", "pools and a head on pixels", "upwards")
+CASES = [(name, scheme, (i + j) % 2 == 1) for i, name in enumerate(CHOSEN) for j, scheme in enumerate(SCHEMES)]
 
 
-@pytest.mark.parametrize("per_tensor", [False, True])
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize(("name", "scheme", "per_tensor"), CASES)
 def test_chosen_factors_keep_the_answer_and_lower_the_expected_error(name, scheme, per_tensor, ort_run, monkeypatch):
     model, _ = build(name)
     images = random(16, *NETWORKS[name][1][1:], seed=5)
@@ -426,8 +420,7 @@ def test_chosen_factors_keep_the_answer_and_lower_the_expected_error(name, schem
     assert found.of_tensors().keys() == {n for c in found.classes for n in c.tensors}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize(("name", "scheme"), [(name, SCHEMES[i % 2]) for i, name in enumerate(CHOSEN)])
 def test_how_channels_were_scaled_before_makes_no_difference(name, scheme, ort_run):
     model, _ = build(name)
     model = hardened(model, seed=1)[0]  # far enough from where it should be that both find it worth their while
@@ -470,7 +463,7 @@ def test_no_other_factor_is_better(scheme, per_tensor, monkeypatch):
     images = random(16, 3, 6, 4, seed=5)
     classes = channel_classes(model)
     errors = {}
-    for ratio in np.exp(np.linspace(-6, 6, 49)):
+    for ratio in np.exp(np.linspace(-6, 6, 25)):
         scaled = apply_factors(model, equalization(classes, [[1.0, ratio]]))
         errors[ratio] = expected_error(scaled, images, scheme, monkeypatch, per_tensor)
     found = choose(model, images, scheme, per_tensor)
@@ -481,8 +474,8 @@ def test_no_other_factor_is_better(scheme, per_tensor, monkeypatch):
     assert errors[min(errors, key=lambda r: abs(np.log(r / chosen)))] <= 1.1 * errors[best]
 
 
-def test_where_nothing_can_be_gained_nothing_is_changed(ort_run):
-    """Channels that are alike already: a network whose rows are permutations of each other."""
+def test_where_nothing_can_be_gained_nothing_is_changed():
+    """A network that was equalized already."""
     model, _ = build("chain")
     images = random(16, 3, 6, 4, seed=5)
     once = apply_factors(model, choose(model, images, "cpu"))
@@ -502,8 +495,7 @@ def test_networks_without_anything_to_rescale(scheme):
         assert apply_factors(model, found) == model
 
 
-@pytest.mark.parametrize("per_tensor", [False, True])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("scheme", "per_tensor"), [("cpu", False), ("trt", True)])
 @pytest.mark.parametrize("dead", ["weights", "output", "channel", "bias", "all"])
 def test_what_is_dead_or_constant_gets_factors_that_are_numbers(dead, scheme, per_tensor, ort_run):
     model, _ = build("chain")

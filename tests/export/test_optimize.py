@@ -133,8 +133,7 @@ def made_images(tmp_path):
 # What it is for.
 
 
-@pytest.mark.parametrize("per_tensor", [False, True])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("scheme", "per_tensor"), [("cpu", False), ("trt", False), ("trt", True)])
 def test_it_answers_better_than_plain_quantization_however_channels_are_scaled(scheme, per_tensor, crops, op_counts):
     calib, judges = crops
     model = build()
@@ -162,7 +161,7 @@ def test_it_answers_better_than_plain_quantization_however_channels_are_scaled(s
     assert ours["harder"][1] > 20
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["cpu"])
 def test_a_seed_gives_the_same_graph(scheme, crops):
     calib, _ = crops
     told = []
@@ -175,6 +174,7 @@ def test_a_seed_gives_the_same_graph(scheme, crops):
     assert told[-1][0] == told[-1][1]
 
 
+@pytest.mark.slow
 def test_more_effort_is_no_worse(crops):
     calib, judges = crops
     fast, normal = (
