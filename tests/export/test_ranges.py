@@ -245,14 +245,11 @@ def test_where_gradients_do_not_pass_the_squared_error_decides(make_onnx):
     assert all(choice.errors == {} for choice in choices.values())
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("value", [0.0, 2.5, -1e20])
+@pytest.mark.parametrize(("scheme", "value"), [*((s, v) for s in SCHEMES for v in (0.0, 2.5, -0.01)), ("cpu", -1e20)])
 def test_images_of_one_colour(make_onnx, scheme, value):
     x = np.full((8, 6, 5, 5), value, np.float32)
     ranges, choices = choose_ranges(Network(pooled(make_onnx)), [torch.from_numpy(x)], {"a": samples_of(x)}, scheme, 0)
     check({"a": ranges["a"]}, min(np.float32(value), 0.0), max(np.float32(value), 0.0))
-    if scheme == "trt" and abs(value) > 2.0**22:
-        return  # float16 has no scale for it
     # One value alone can be held as well as eight bits can hold any.
     back = quantized(x.astype(np.float64), ranges["a"], scheme)
     assert np.abs(back - x).max() <= 2e-3 * abs(value)
