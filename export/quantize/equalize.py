@@ -260,15 +260,23 @@ class _Classes:
             channels = self._channels(tensor)
             if root in blocked or channels is None:
                 continue
-            classes.setdefault(root, ChannelClass(channels, [])).sources.append(layer)
-        for tensor, layer, repeat in self.sinks:
-            found = classes.get(self._root(tensor))
-            if found is not None:
-                found.sinks[layer] = repeat
+            found = classes.setdefault(root, ChannelClass(channels, []))
+            if found.channels == channels:
+                found.sources.append(layer)
+            else:  # what was flattened, together with what makes rows itself: it has channels of two kinds
+                blocked.add(root)
+        for tensor, layer, inputs in self.sinks:
+            root = self._root(tensor)
+            if root in classes:
+                found = classes[root]
+                found.sinks[layer] = inputs // found.channels
+                if inputs % found.channels:
+                    blocked.add(root)
+        classes = {root: found for root, found in classes.items() if root not in blocked}
         for tensor in self.parent:
-            found = classes.get(self._root(tensor))
-            if found is not None:
-                found.tensors.append(tensor)
+            root = self._root(tensor)
+            if root in classes:
+                classes[root].tensors.append(tensor)
         return [c for c in classes.values() if c.sinks]
 
     def _visit(self, node: onnx.NodeProto) -> None:
@@ -289,36 +297,23 @@ class _Classes:
 
     def _visit_layer(self, layer: WeightedLayer) -> None:
         data, output = layer.data, layer.node.output[0]
-        repeat = self._repeat(layer)
+        weight = self.index.initializers[layer.weight].dims
         alone = self.uses[layer.weight] == 1 and (layer.bias is None or self.uses[layer.bias] == 1)
-        if alone and repeat:
-            self.sinks.append((data, output, repeat))
+        matrix = layer.node.op_type in ("Gemm", "MatMul")
+        # Products of sequences have their channels elsewhere.
+        if alone and (not matrix or self._rank(data) == 2):
+            groups = attribute(layer.node, "group", 1) if layer.node.op_type == "Conv" else 1
+            self.sinks.append((data, output, weight[1 if layer.axis == 0 else 0] * groups))
         else:
             self.frozen.add(data)
-        if alone and self._channels(output) == self.index.initializers[layer.weight].dims[layer.axis]:
+        if alone and (not matrix or self._rank(output) == 2) and self._channels(output) == weight[layer.axis]:
             self.sources.append((output, output))
         else:
             self.frozen.add(output)
 
-    def _repeat(self, layer: WeightedLayer) -> int:
-        """How many consecutive inputs of a layer belong to one channel of what was flattened; 0 if that is unknown."""
-        weight = self.index.initializers[layer.weight].dims
-        if layer.node.op_type == "Conv":
-            inputs = weight[1] * attribute(layer.node, "group", 1)
-        elif layer.node.op_type == "ConvTranspose":
-            inputs = weight[0]
-        else:
-            inputs = weight[1 - layer.axis]
-            shape = self.index.shape(layer.data)
-            if shape is None or len(shape) != 2:
-                return 0
-        name = layer.data
-        producer = self.index.producers.get(name)
-        while producer is not None and producer.op_type == "Flatten":
-            name = producer.input[0]
-            producer = self.index.producers.get(name)
-        channels = self._channels(name)
-        return inputs // channels if channels and inputs % channels == 0 else 0
+    def _rank(self, name: str) -> int | None:
+        shape = self.index.shape(name)
+        return None if shape is None else len(shape)
 
     def _channels(self, name: str) -> int | None:
         shape = self.index.shape(name)
@@ -420,12 +415,15 @@ class _ExpectedError:
 
     def balanced(self) -> list[Tensor]:
         """A start that does not depend on how channels were scaled before: between equal ranges and equal weights."""
-        logs = []
-        for i, (channel_class, reach) in enumerate(zip(self.classes, self.reaches(), strict=True)):
+        logs, reaches = [], self.reaches()
+        for i, (channel_class, reach) in enumerate(zip(self.classes, reaches, strict=True)):
             pull = torch.zeros(channel_class.channels)
-            for _, sink, largest, _ in self.layers:
+            for source, sink, largest, _ in self.layers:
                 if sink == i:
-                    pull = torch.maximum(pull, largest.amax(0))
+                    # Rows count as they would with equal ranges of what they make.
+                    made = None if source is None else reaches[source][:, None]
+                    rows = largest if made is None else torch.where(made > 0, largest / made, 0.0)
+                    pull = torch.maximum(pull, rows.amax(0))
             live = (reach > 0) & torch.isfinite(reach)
             log = torch.zeros(channel_class.channels)
             if live.any():

@@ -97,6 +97,8 @@ def choose_ranges(
     fixed = fixed or {}
     wanted = METHODS if method == AUTO else (method,)
     candidates = {n: {"known": fixed[n]} if n in fixed else candidate_ranges(s, wanted) for n, s in samples.items()}
+    if not candidates:
+        return {}, {}
     if method != AUTO or not network.differentiable:
         usual = "mse" if method == AUTO else method
         chosen = {name: usual if usual in found else next(iter(found)) for name, found in candidates.items()}
