@@ -40,13 +40,16 @@ _HOMOGENEOUS = (
 )
 """Operators that commute with a positive factor of a channel."""
 _LARGEST_FACTOR = 2.0**20
-_STEPS = 300
-_RATE = 0.05
+_STEPS = 120
+_RATE = 0.1
+_BLUNT, _SHARP = 8.0, 256.0
+"""Powers of the norms that stand for a maximum, at the first and at the last step: with the maximum itself a step would
+move one channel."""
 _WORTHWHILE = 0.97
 """Factors are kept only where they lower the expected error by more than the estimate's own noise."""
 _CLIPPED = 16.0
 """How much worse an error of clipping is than one of rounding: it has the same sign at all places of an image."""
-_COMPENSATED = 0.1
+_COMPENSATED = 0.3
 """Share of the error of rounding weights to the nearest that is left when rounding minimizes the output's error, and is
 told by many images what inputs have in common. With fewer inputs seen than a layer has weights nothing is gained."""
 
@@ -164,8 +167,9 @@ def choose_factors(
                 for group in optimizer.param_groups:
                     group["lr"] = _RATE * (1.0 - step / _STEPS)
                 optimizer.zero_grad()
-                loss = error(logs)
-                value = float(loss.detach())
+                with torch.no_grad():
+                    value = float(error(logs))
+                loss = error(logs, _BLUNT * (_SHARP / _BLUNT) ** (step / _STEPS))
                 if value < best:
                     best, chosen = value, [x.detach().clone() for x in logs]
                 loss.log().backward()
@@ -383,12 +387,14 @@ class _ExpectedError:
             total = total * _uncompensated(layer, index, weight.numel() // weight.shape[layer.axis], images)
             self.layers.append((sources.get(name), i, _ungrouped(largest, groups), _ungrouped(total, groups)))
 
-    def __call__(self, logs: list[Tensor]) -> Tensor:
+    def __call__(self, logs: list[Tensor], power: float = math.inf) -> Tensor:
+        """The error for some factors; with a finite power norms of it stand for maxima, and make it a little larger."""
         total = torch.zeros(())
         for i, low, high, weight, symmetric in self.tensors:
             s = logs[i].exp()
             # Each end is held by its outermost channel.
-            bottom, top = (low * s).amin().clamp_max(0.0), (high * s).amax().clamp_min(0.0)
+            bottom = -_largest((-low * s).clamp_min(0.0), power)
+            top = _largest((high * s).clamp_min(0.0), power)
             step = torch.maximum(-bottom, top) / 127 if symmetric else (top - bottom) / 255
             total = total + step.square() / 12 * (weight / s.square()).sum()
         for source, sink, largest, weight in self.layers:
@@ -400,9 +406,9 @@ class _ExpectedError:
                 # One step for all rows: what multiplies a row makes its share of the error smaller.
                 scaled = scaled if out is None else scaled * out
                 errors = errors if out is None else errors / out.square()
-                total = total + (scaled.amax() / 127).square() / 12 * errors.sum()
+                total = total + (_largest(scaled.flatten(), power) / 127).square() / 12 * errors.sum()
             else:
-                steps = scaled.amax(1) / 127
+                steps = _largest(scaled, power) / 127
                 total = total + (steps.square() * errors.sum(1)).sum() / 12
         return total
 
@@ -458,6 +464,14 @@ def channel_clips(seen: ChannelSamples, levels: int) -> tuple[Tensor, Tensor]:
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, share, chosen)
     return low * chosen, high * chosen
+
+
+def _largest(x: Tensor, power: float) -> Tensor:
+    """The largest of values that are not negative along the last dimension, or a norm of them."""
+    if math.isinf(power):
+        return x.amax(-1)
+    top = x.detach().amax(-1, keepdim=True).clamp_min(1e-30)
+    return (top * ((x / top).clamp_min(1e-6) ** power).sum(-1, keepdim=True) ** (1.0 / power)).squeeze(-1)
 
 
 def _uncompensated(layer: WeightedLayer, index: GraphIndex, columns: int, images: int) -> float:

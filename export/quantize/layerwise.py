@@ -1,35 +1,30 @@
 """Quantizing the weights of a network layer after layer, each against what the float network computes.
 
 Two networks run side by side over the calibration images, batch by batch: the float one, and the one quantized so far.
-A layer's weights are rounded for the inputs that it will see, and its bias then takes what is left of the mean error,
-so that errors do not add up with depth.
-
-Source: the bias correction follows M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-Correction", arXiv 1906.04721, with measured means in place of modelled ones.
+A layer's weights are rounded for the inputs that it will see, and its bias then takes what it can of the error that is
+left (:mod:`~export.quantize.bias`), so that errors do not add up with depth.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-import onnx
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .bias import ACTIVATIONS, shift_behind
 from .fake import Quantizer
 from .layers import WeightedLayer
+from .moments import Moments, columns_together, no_moments
 from .network import LayerConstants, Network, Values
-from .operators import convolution_arguments
 from .rounding import output_error, round_compensating, round_to_nearest
+from .rows import columns_of, from_groups, groups_of, input_rows, to_groups
 from .spool import Spool
 
-_MOST_COLUMNS = 4608
-"""Inputs of a layer whose products are compensated together: 85 MB a matrix."""
 _FEWEST_ROWS = 2048
+_FEWEST_KEPT_ROWS, _MOST_KEPT_ROWS, _KEPT_VALUES = 512, 4096, 2**22
 _DEPTHWISE_ROWS = 8192
 
 
@@ -77,62 +72,17 @@ class LayerOutcome:
 
 
 @dataclass
-class _Moments:
-    """Second moments of a part of a layer's inputs, and how much those of single batches differ."""
-
-    part: slice
-    sum: Tensor
-    within: Tensor
-    squares: Tensor
-    batches: int = 0
-
-    def add(self, rows: Tensor) -> None:
-        """Take in a batch of rows of shape (G, S, K)."""
-        products = rows.transpose(1, 2) @ rows
-        self.sum += products
-        mean = rows.mean(1)
-        products.div_(rows.shape[1]).sub_(mean[:, :, None] * mean[:, None, :])
-        self.within += products
-        self.squares += products.square_().sum((1, 2))
-        self.batches += 1
-
-    def covariance(self, mean: Tensor, rows: int) -> Tensor:
-        """Covariances as other images may be expected to have them, of shape (G, K, K).
-
-        Few images make inputs look more dependent on each other than they are, and compensating what only seems to be
-        dependent does harm. So what lies off the diagonal is made smaller, by the more the more batches differ from
-        each other.
-
-        Source: O. Ledoit and M. Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
-        Journal of Multivariate Analysis 88 (2004), with batches of images in place of single samples, which depend on
-        each other where they are of one image.
-        """
-        found = self.sum.div_(rows)
-        found.sub_(mean[:, self.part, None] * mean[:, None, self.part])
-        diagonal = found.diagonal(dim1=1, dim2=2)
-        apart = found.square().sum((1, 2)) - diagonal.square().sum(1)
-        if self.batches > 1:
-            common = self.within.div_(self.batches).square_().sum((1, 2))
-            noise = (self.squares / self.batches - common) / (self.batches - 1)
-        else:
-            noise = apart * min(1.0, found.shape[1] / rows)
-        share = torch.where(apart > 0, (noise / apart.clamp_min(1e-30)).clamp(0.0, 1.0), 0.0)[:, None, None]
-        kept = diagonal.clone()
-        found.mul_(1.0 - share)
-        found.diagonal(dim1=1, dim2=2).copy_(kept)
-        return found
-
-
-@dataclass
 class _Statistics:
     """Sums over the inputs of one layer."""
 
-    blocks: list[_Moments]
+    blocks: list[Moments]
     sum: Tensor
     rows: int
     mean_float: Tensor
     mean_quantized: Tensor
     images: int
+    exact_rows: list[Tensor] = field(default_factory=list)
+    rounded_rows: list[Tensor] = field(default_factory=list)
 
 
 class LayerQuantizer:
@@ -283,33 +233,46 @@ class LayerQuantizer:
     ) -> _Statistics:
         x, y = exact[layer.data], ours[layer.data]
         images = x.shape[0]
+        few = self._kept_rows(layer) * images / image_count
+        state = generator.get_state()
+        kept = [input_rows(layer, x, self.network, few, generator)]
+        generator.set_state(state)  # the same places
+        kept.append(input_rows(layer, y, self.network, few, generator))
         rows = input_rows(layer, y, self.network, self._wanted_rows(layer) * images / image_count, generator)
         if statistics is None:
             statistics = _Statistics([], torch.zeros(()), 0, torch.zeros(()), torch.zeros(()), 0)
             if rows is not None:
-                statistics.blocks = [_no_moments(rows.shape[0], part) for part in _blocks(rows.shape[2])]
+                statistics.blocks = no_moments(rows.shape[0], rows.shape[2])
         if rows is not None:
             for block in statistics.blocks:
                 block.add(rows[:, :, block.part])
             statistics.sum = statistics.sum + rows.sum(1)
             statistics.rows += rows.shape[1]
+            assert kept[0] is not None
+            assert kept[1] is not None
+            statistics.exact_rows.append(kept[0])
+            statistics.rounded_rows.append(kept[1])
         statistics.mean_float = statistics.mean_float + x.sum(0, keepdim=True)
         statistics.mean_quantized = statistics.mean_quantized + y.sum(0, keepdim=True)
         statistics.images += images
         return statistics
 
     def _wanted_rows(self, layer: WeightedLayer) -> float:
-        columns = _columns(layer, self.network)
-        if _groups(layer) > 1 and columns <= 256:
+        columns = columns_of(layer, self.network)
+        if groups_of(layer) > 1 and columns <= 256:
             return _DEPTHWISE_ROWS
-        return max(_FEWEST_ROWS, self.rows_per_column * min(columns, _MOST_COLUMNS))
+        return max(_FEWEST_ROWS, self.rows_per_column * columns_together(columns))
+
+    def _kept_rows(self, layer: WeightedLayer) -> float:
+        columns = columns_of(layer, self.network) * groups_of(layer)
+        return min(_MOST_KEPT_ROWS, max(_FEWEST_KEPT_ROWS, _KEPT_VALUES / columns))
 
     def _solve(self, layer: WeightedLayer, statistics: _Statistics) -> None:
         name = layer.node.output[0]
         weight = self.network.constants[layer.weight]
         bias = None if layer.bias is None else self.network.constants[layer.bias]
         scale = self.scales[name]
-        grouped = _to_groups(layer, weight)
+        grouped = to_groups(layer, weight)
         by_group = scale.reshape(grouped.shape[0], -1)
         nearest = round_to_nearest(grouped, by_group)
         codes = nearest
@@ -330,8 +293,13 @@ class LayerQuantizer:
                     codes[:, :, part], after = nearest[:, :, part], before
                 nearest_error += before
                 rounded_error += after
-        result = QuantizedLayer(_from_groups(layer, codes, weight).to(torch.int8), scale, bias)
+        result = QuantizedLayer(from_groups(layer, codes, weight).to(torch.int8), scale, bias)
         shift = self._mean_error(layer, result, statistics)
+        activation = None if shift is None else self._activation(name)
+        if shift is not None and activation is not None and statistics.exact_rows:
+            exact = self._outputs(torch.cat(statistics.exact_rows, 1), grouped, bias)
+            ours = self._outputs(torch.cat(statistics.rounded_rows, 1), codes * by_group[:, :, None], bias)
+            shift = shift_behind(activation, exact, ours, shift)
         largest = 0.0
         if shift is not None:
             corrected = shift if bias is None else bias + shift
@@ -358,60 +326,27 @@ class LayerQuantizer:
         difference = exact - got
         return difference.mean([i for i in range(difference.ndim) if i != 1])
 
+    def _activation(self, name: str) -> Callable[[Tensor], Tensor] | None:
+        """What follows a layer, if that is an activation and nothing else."""
+        reader = self.network.index.only_consumer(name)
+        if reader is None or reader.op_type not in ACTIVATIONS:
+            return None
+        step = self.network.steps[self.network.position[reader.output[0]]]
+        constants = [self.network.constants.get(constant) for constant in reader.input[1:]]
+        return (lambda x: step.compute([x, *constants])[0]) if step.differentiable else None
+
+    @staticmethod
+    def _outputs(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What a layer adds up, of shape (S, M), for rows of shape (G, S, K) and weights of shape (G, R, K)."""
+        made = (rows @ weight.transpose(1, 2)).transpose(0, 1).flatten(1)
+        return made if bias is None else made + bias
+
     def _say_noise(self, name: str, signal: float, noise: float) -> None:
         outcome = self.outcomes[name]
         decibels = math.inf if noise <= 0 or signal <= 0 else 10.0 * math.log10(signal / noise)
         self.outcomes[name] = LayerOutcome(
             name, outcome.nearest_error, outcome.rounded_error, outcome.bias_shift, decibels
         )
-
-
-def input_rows(
-    layer: WeightedLayer, x: Tensor, network: Network, wanted: float, generator: torch.Generator
-) -> Tensor | None:
-    """What a layer multiplies its weights with, at places drawn at random.
-
-    Args:
-        layer: reads `x`
-        x: its input, all images of a batch
-        network: that it is in
-        wanted: about how many places to draw
-        generator: draws them
-
-    Returns:
-        rows of shape (G, S, K); None for layers that are not a matrix product of such rows
-    """
-    if layer.node.op_type in ("Gemm", "MatMul"):
-        flat = x.reshape(-1, x.shape[-1])
-        chosen = _draw(flat.shape[0], wanted, generator)
-        return (flat if chosen is None else flat[chosen])[None]
-    weight = network.constants[layer.weight]
-    if layer.node.op_type != "Conv" or weight.ndim != 4:
-        return None
-    found = convolution_arguments(_attributes(layer))
-    if found is None:
-        return None
-    arguments, margins = found
-    groups = arguments["groups"]
-    vertical, horizontal = arguments["padding"]
-    padded = F.pad(x, margins or [horizontal, horizontal, vertical, vertical])
-    kernel, stride, dilation = weight.shape[2:], arguments["stride"], arguments["dilation"]
-    size = [(padded.shape[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
-    # The same places in all images of a batch: each batch draws others.
-    chosen = _draw(size[0] * size[1], wanted / x.shape[0], generator)
-    places = torch.arange(size[0] * size[1]) if chosen is None else chosen
-    top, left = places // size[1] * stride[0], places % size[1] * stride[1]
-    down, right = torch.arange(kernel[0]) * dilation[0], torch.arange(kernel[1]) * dilation[1]
-    at = (top[:, None, None] + down[None, :, None]) * padded.shape[3] + left[:, None, None] + right[None, None, :]
-    patches = padded.flatten(2)[:, :, at.reshape(-1)].reshape(x.shape[0], x.shape[1], places.numel(), -1)
-    rows = patches.permute(0, 2, 1, 3).reshape(-1, groups, x.shape[1] // groups * kernel[0] * kernel[1])
-    return rows.transpose(0, 1)
-
-
-def _draw(count: int, wanted: float, generator: torch.Generator) -> Tensor | None:
-    """Indices of at least one and about `wanted` things; None for all of them."""
-    number = max(1, math.ceil(wanted))
-    return None if number >= count else torch.randperm(count, generator=generator)[:number]
 
 
 def _capturing(quantizers: Mapping[str, Quantizer], names: list[str], captured: Values) -> dict[str, Quantizer]:
@@ -425,39 +360,3 @@ def _capturing(quantizers: Mapping[str, Quantizer], names: list[str], captured: 
         return quantizer
 
     return {**quantizers, **{name: note(name) for name in names}}
-
-
-def _attributes(layer: WeightedLayer) -> dict[str, Any]:
-    return {a.name: onnx.helper.get_attribute_value(a) for a in layer.node.attribute}
-
-
-def _groups(layer: WeightedLayer) -> int:
-    return int(_attributes(layer).get("group", 1)) if layer.node.op_type == "Conv" else 1
-
-
-def _columns(layer: WeightedLayer, network: Network) -> int:
-    weight = network.constants[layer.weight]
-    return weight.numel() // weight.shape[layer.axis]
-
-
-def _to_groups(layer: WeightedLayer, weight: Tensor) -> Tensor:
-    """Weights as (G, R, K)."""
-    groups = _groups(layer)
-    moved = weight.movedim(layer.axis, 0)
-    return moved.reshape(groups, moved.shape[0] // groups, -1)
-
-
-def _from_groups(layer: WeightedLayer, grouped: Tensor, like: Tensor) -> Tensor:
-    moved = like.movedim(layer.axis, 0)
-    return grouped.reshape(moved.shape).movedim(0, layer.axis).contiguous()
-
-
-def _no_moments(groups: int, part: slice) -> _Moments:
-    size = part.stop - part.start
-    return _Moments(part, torch.zeros(groups, size, size), torch.zeros(groups, size, size), torch.zeros(groups))
-
-
-def _blocks(columns: int) -> list[slice]:
-    count = -(-columns // _MOST_COLUMNS)
-    size = -(-columns // count)
-    return [slice(i, min(i + size, columns)) for i in range(0, columns, size)]

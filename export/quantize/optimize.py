@@ -63,7 +63,7 @@ class Effort:
 
     Attributes:
         sensitivity_images: images that the output's sensitivity is measured on.
-        range_images: images that ranges are compared on.
+        range_images: images of 224×224 that ranges are compared on; smaller ones, up to four times as many.
         rounding_images: images that weights are rounded on, at most.
         rows_per_column: samples of a layer's input for its rounding, as a multiple of their length.
     """
@@ -76,7 +76,7 @@ class Effort:
 
 _EFFORTS = {
     "fast": Effort(32, 32, 64, 2.0),
-    "normal": Effort(64, 128, 512, 4.0),
+    "normal": Effort(64, 96, 512, 4.0),
     "high": Effort(128, 1024, 1_000_000, 8.0),
 }
 
@@ -176,7 +176,7 @@ def quantize_calibrated(
         method: how ranges are chosen: :data:`calib.AUTO`, or one of :data:`calib.METHODS` for all of them
         per_tensor: one scale for all weights of a layer, for targets that have no more
         seed: of all that is drawn
-        progress: called with the work done and the work in all
+        progress: called with the number of layers rounded and in all
 
     Returns:
         the quantized graph and the report
@@ -187,7 +187,7 @@ def quantize_calibrated(
         QuantizationError: if weights are not finite
     """
     settings = CalibrationSettings(method, effort, per_tensor, seed)
-    observed = observe_network(model, images, preprocessing, settings, progress)
+    observed = observe_network(model, images, preprocessing, settings)
     calibration = calibrate_scheme(observed, images, preprocessing, scheme, settings)
     return quantize_scheme(model, calibration, images, preprocessing, scheme, settings, progress=progress)
 
@@ -268,7 +268,9 @@ def calibrate_scheme(
         factors = found.to_dict()
         model = apply_factors(model, found)
         samples = _scaled(samples, found.of_tensors())
-    few = ImageStream(_some(images, how.range_images), preprocessing, batch_size=_BATCH)
+    height, width = preprocessing.size
+    count = round(how.range_images * min(4.0, max(1.0, 224 * 224 / (height * width))))
+    few = ImageStream(_some(images, count), preprocessing, batch_size=_BATCH)
     fixed = {} if observed.pixels is None else {observed.pixels: PIXEL_RANGE}
     wide = {names[name] for name in centred}
     ranges, choices = choose_ranges(

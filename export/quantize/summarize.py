@@ -83,10 +83,10 @@ def summarize(
     result = GraphIndex(quantized)
     # Between layers that were kept float nothing is rounded.
     pairs = [name for name in quantized_tensors(index, scheme) if f"{name}_quantized" in result.producers]
-    rounded = dict.fromkeys(sources[name] for name in pairs)
+    rounded = {sources[name]: name for name in reversed(pairs)}
     # What the float graph does not have was put into the quantized one to be rounded, like the input as pixels.
     known = {value.name for value in model.graph.input} | set(index.producers)
-    tensors = [*(n for n in ranges if n not in known), *(n for n in rounded if n in ranges)]
+    tensors = [*(n for n in ranges if n not in known), *(n for n in reversed(rounded) if n in ranges)]
     methods = dict.fromkeys(tensors, method) if isinstance(method, str) else method
     facts = layer_facts or {}
     layers = [replace(layer, **facts.get(layer.name, {})) for layer in _layers(model, index, result, scheme, seen)]
@@ -104,7 +104,7 @@ def summarize(
             RangeSummary(
                 name,
                 methods.get(name, ""),
-                *_represented(name, ranges[name], scheme, result),
+                *_represented(rounded.get(name, name), ranges[name], scheme, result),
                 (float(ranges[name].minimum), float(ranges[name].maximum)),
                 seen.histograms.get(name, ()),
             )

@@ -144,8 +144,8 @@ def test_a_layer_errs_less_than_with_nearest_weights_and_not_on_average(make_onn
     else:
         assert outcome.rounded_error <= outcome.nearest_error
         assert errors[1] < 0.9 * errors[0]
-        # As it was measured on samples.
-        assert outcome.rounded_error / outcome.nearest_error == pytest.approx(errors[1] / errors[0], rel=0.2)
+        # Other images are expected to gain less than those that the weights were rounded for.
+        assert 0.8 * errors[1] / errors[0] <= outcome.rounded_error / outcome.nearest_error < 1.0
     ratio = 10 * np.log10(float(exact.square().sum() / (found - exact).square().sum()))
     assert outcome.signal_to_noise == pytest.approx(ratio, abs=0.1)
 
@@ -241,9 +241,16 @@ def test_each_layer_is_right_on_average_behind_all_that_was_rounded(make_onnx):
             network.run(
                 {"x": torch.from_numpy(x)}, layers=replaced, quantizers={**rounding, **{n: note(n) for n in names}}
             )
-    for name in names:
+    for layer, name in zip(layers, names, strict=True):
         exact, ours = by_channel(captured[0][name]), by_channel(captured[1][name])
-        assert ((ours - exact).mean(1).abs() <= 5e-3 * exact.std(1)).all(), name
+        reader = network.index.only_consumer(name)
+        if reader is not None and reader.op_type == "Relu":
+            # What counts is behind the activation: there it is better than with the bias that it had, in all.
+            before = 0.0 if layer.bias is None else network.constants[layer.bias]
+            untreated = (ours - (results[name].bias - before)[:, None]).relu() - exact.relu()
+            assert (ours.relu() - exact.relu()).square().mean() <= untreated.square().mean(), name
+        else:
+            assert ((ours - exact).mean(1).abs() <= 5e-3 * exact.std(1)).all(), name
         ratio = 10 * np.log10(float(exact.square().sum() / (ours - exact).square().sum()))
         assert quantizer.outcomes[name].signal_to_noise == pytest.approx(ratio, abs=1.0), name
 
@@ -257,7 +264,7 @@ def test_an_interrupted_run_goes_on_where_it_was(make_onnx, monkeypatch):
         x,
         quantizers=quantizers,
         progress=lambda done, total: told.append((done, total)),
-        on_layer=lambda name, layer: saved.setdefault(name, layer),
+        on_layer=lambda layer, outcome: saved.setdefault(outcome.name, (layer, outcome)),
     )
     assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
     assert list(saved) == list(results)
