@@ -441,8 +441,8 @@ def _scaled(samples: Mapping[str, ChannelSamples], factors: Mapping[str, Tensor]
 def _weight_params(
     network: Network, layer: WeightedLayer, params: Mapping[str, QuantParams], scheme: str, per_tensor: bool
 ) -> QuantParams:
-    bias = None if layer.bias is None else network.constants[layer.bias].numpy()
     weight = network.constants[layer.weight].numpy()
+    bias = None if layer.bias is None else network.constants[layer.bias].reshape(-1).numpy()
     return weight_params(layer, weight, bias, params[layer.data], scheme, per_tensor)
 
 
