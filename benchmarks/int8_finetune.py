@@ -31,12 +31,12 @@ from export import export_model
 from export.quantize.learned import quantize_learned, read_ranges
 from export.quantize.optimize import quantize_calibrated
 from export.trace import trace
-from holocron.nn.quantization import convert, learned_ranges, prepare_qat
+from holocron.nn.quantization import compensate, convert, learned_ranges, prepare_qat
 from holocron.trainer import DistillationLoss, QuantizationTrainer, UnlabelledDataset, VariedDataset
 from runtime.table import format_table
 
 TRAINING_BATCH = 32
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 2e-4
 
 
 class Images(Dataset[Tensor]):
@@ -69,6 +69,7 @@ def fine_tuned(case: Case, args: argparse.Namespace, seed: int, folder: Path) ->
     torch.manual_seed(seed)
     images = calibration_images(case)
     model = prepare_qat(case.module, images.split(BATCH), args.scheme, args.per_channel)
+    compensate(model, images, seed)
     trainer = QuantizationTrainer(
         model,
         DataLoader(UnlabelledDataset(VariedDataset(Images(images), args.variants)), TRAINING_BATCH, shuffle=True),
@@ -87,10 +88,13 @@ def methods(
 ) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """What is compared: a name, and what makes the graph."""
     per_tensor = not args.per_channel
-    batches = calibration_images(case).split(BATCH)
+    unlabelled = calibration_images(case)
 
-    def prepared(equalize: bool | None) -> bytes:
-        return exported(prepare_qat(case.module, batches, args.scheme, args.per_channel, equalize).eval(), case)
+    def prepared(equalize: bool | None, compensated: bool = False) -> bytes:
+        model = prepare_qat(case.module, unlabelled.split(BATCH), args.scheme, args.per_channel, equalize).eval()
+        if compensated:
+            compensate(model, unlabelled)
+        return exported(model, case)
 
     def calibrated() -> bytes:
         images = find_images(case.calib)
@@ -102,6 +106,7 @@ def methods(
     yield "rounded to the nearest", lambda: prepared(False)
     if per_tensor:
         yield "equalized, rounded to the nearest", lambda: prepared(True)
+    yield "what the fine-tune starts from", lambda: prepared(None, compensated=True)
     if not args.only_fine_tune:
         yield "post-training, fast", calibrated
     for seed in args.seed or [0]:
