@@ -35,12 +35,15 @@ def load_library(library: str) -> Any:
     """
     reason = library_missing(library)
     if reason is not None:
-        raise BackendError(reason)
-    return importlib.import_module(library)
+        raise BackendError(f"{TITLES[library]} engines need {reason}")
+    trt = importlib.import_module(library)
+    if library == "tensorrt" and version_numbers(str(trt.__version__))[:2] < _OLDEST_TENSORRT:
+        raise BackendError(f"TensorRT {trt.__version__} is too old: 10.3 or later is needed (JetPack 6 and 7 have it)")
+    return trt
 
 
 def library_missing(library: str) -> str | None:
-    """Why a library cannot be used, in words that go on after "needs"; None if it can.
+    """Why a library cannot be imported, in words that go on after "needs"; None if it can.
 
     Args:
         library: one of :data:`LIBRARIES`
@@ -51,10 +54,8 @@ def library_missing(library: str) -> str | None:
     except (ImportError, OSError) as e:  # OSError: the package is there, a shared library that it opens is not
         if not isinstance(e, ModuleNotFoundError):
             return f"`{library}`, which does not load ({e})"
-    if not hasattr(trt, "Runtime"):  # a folder of that name is importable too: type stubs leave one
+    if not hasattr(trt, "ILogger"):  # a folder of that name is importable too: type stubs leave one
         return f"`{library}`, which is not installed (pip install 'holocron-edge[{EXTRAS[library]}]')"
-    if library == "tensorrt" and version_numbers(str(trt.__version__))[:2] < _OLDEST_TENSORRT:
-        return f"TensorRT 10.3 or later (JetPack 6 and 7 have it): {trt.__version__} is too old"
     return None
 
 
