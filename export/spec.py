@@ -145,8 +145,9 @@ class ExportSpec:
         if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop <= 100):
             raise ExportError(f"--max-drop {drop} is no number of points from 0 to 100: 0.5 allows half a point")
         if self.tune is not None:
-            if self.tune not in BACKENDS:
-                raise ExportError(f"--tune {self.tune} is no backend: expected one of {', '.join(BACKENDS)}")
+            names = [name for name, backend in BACKENDS.items() if backend.opens == "onnx"]  # which it times graphs on
+            if self.tune not in names:
+                raise ExportError(f"--tune {self.tune} is no backend: expected one of {', '.join(names)}")
             reason = unavailable(self.tune)
             if reason is not None:
                 raise ExportError(f"--tune {self.tune} cannot time anything here: {reason}")

@@ -17,6 +17,7 @@ Stream: TypeAlias = Any
 Graph: TypeAlias = Any
 
 MODULE = "cuda.bindings.runtime"
+_OLD_DRIVER = "cudaErrorInsufficientDriver"
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 _HOST_TO_DEVICE, _DEVICE_TO_HOST, _ANY_TO_ANY = "cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost", "cudaMemcpyDefault"
 
@@ -230,7 +231,12 @@ class CudaRuntime:
         _, name = self._api.cudaGetErrorName(status)
         _, text = self._api.cudaGetErrorString(status)
         code = _text(name)
-        return CudaError(f"{call}: {_text(text)} ({code})", code)
+        remedy = ""
+        if code == _OLD_DRIVER:
+            remedy = (
+                ": update it, or install an older cuda-python, for CUDA 12 (JetPack 6) pip install 'cuda-python<13'"
+            )
+        return CudaError(f"{call}: {_text(text)} ({code}){remedy}", code)
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import types
 import weakref
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 
@@ -101,6 +102,7 @@ def make_tensorrt(cuda, library="tensorrt", version="10.3.0", capability="8.7"):
     """The module. Its `controls` are the tests'."""
     trt = types.ModuleType(library)
     trt.__version__ = version
+    trt.__spec__ = ModuleSpec(library, None)
     trt.controls = controls = Controls()
 
     trt.TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
