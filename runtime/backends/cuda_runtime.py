@@ -218,7 +218,10 @@ class CudaRuntime:
         self._call("cudaMemcpyAsync", target, source, size, getattr(self._api.cudaMemcpyKind, kind), stream)
 
     def _call(self, name: str, *args: Any) -> Any:
-        status, *values = getattr(self._api, name)(*args)
+        try:
+            status, *values = getattr(self._api, name)(*args)
+        except RuntimeError as e:  # how cuda-python 12 says that there is no driver, or none that has the function
+            raise CudaError(f"{name}: {one_line(e)}", "cudaErrorNotSupported") from e
         if int(status) != 0:
             raise self._error(name, status)
         if not values:

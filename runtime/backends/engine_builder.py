@@ -174,6 +174,8 @@ def _set_flags(trt: Any, config: Any, info: EngineInfo, detailed: bool) -> None:
     if info.stripped:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # with the same weights: no speed is lost for that
+    # As on the other backends a float32 network is computed in float32: TF32 keeps 10 bits of the significand.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if detailed:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 

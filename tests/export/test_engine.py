@@ -83,6 +83,7 @@ class _Flag(enum.IntEnum):
 
 class _BuilderFlag(enum.IntEnum):
     GPU_FALLBACK = 3
+    TF32 = 6
     VERSION_COMPATIBLE = 12
     STRIP_PLAN = 18
     REFIT_IDENTICAL = 19
@@ -135,7 +136,7 @@ def fake_tensorrt(
 
     class Config:
         def __init__(self):
-            self.flags = set()
+            self.flags = {"TF32"}  # as TensorRT sets it
 
         def add_optimization_profile(self, profile):
             trt.asked["profile"] = profile
@@ -143,6 +144,9 @@ def fake_tensorrt(
         def set_flag(self, flag):
             assert isinstance(flag, _BuilderFlag)
             self.flags.add(flag.name)
+
+        def clear_flag(self, flag):
+            self.flags.remove(flag.name)
 
         def set_memory_pool_limit(self, pool, size):
             trt.asked["pool"] = (pool.name, size)

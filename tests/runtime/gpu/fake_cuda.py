@@ -480,7 +480,7 @@ class FakeCuda:
         instance.operations, instance.running = list(graph.operations), []
         for operation in instance.operations:
             if operation.owner is not None:
-                operation.owner().recorded_in(instance)
+                operation.owner()._recorded_in(instance)
         return instance
 
     @call(0)
@@ -496,7 +496,7 @@ class FakeCuda:
             if copy.owner is not None:
                 if copy.owner() is None:
                     self.violation("launching a graph whose context was destroyed")
-                copy.owner().launched(copy, found)
+                copy.owner()._launched(copy, found)
             self.submit(found, copy)
 
     @call(0)

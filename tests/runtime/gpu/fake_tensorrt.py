@@ -67,6 +67,13 @@ class Plan:
             setattr(self, key, value)
 
 
+ATTRIBUTES = {
+    "Runtime": ("DLA_core", "engine_host_code_allowed"),
+    "IExecutionContext": ("nvtx_verbosity",),
+}
+"""What the stand-ins have as plain attributes of their instances."""
+
+
 class Controls:
     """What a test sets: which calls fail. And what it reads: what happened."""
 
@@ -194,12 +201,12 @@ def make_tensorrt(cuda, library="tensorrt", version="10.3.0", capability="8.7"):
             assert profile_index == 0
             return [tuple(low), tuple(high), tuple(high)]
 
-        def create_execution_context(self, how):
+        def create_execution_context(self, strategy):
             if controls.fails("create_execution_context", self._logger):
                 return None
             if cuda.device != self._device:
                 cuda.violation("a context on another device than the engine's")
-            context = IExecutionContext(self, how)
+            context = IExecutionContext(self, strategy)
             controls.contexts.append(weakref.ref(context))
             return context
 
@@ -215,9 +222,9 @@ def make_tensorrt(cuda, library="tensorrt", version="10.3.0", capability="8.7"):
             return json.dumps({"Layers": getattr(self._engine._plan, "layers", ["conv", "relu"])})
 
     class IExecutionContext:
-        def __init__(self, engine, how):
+        def __init__(self, engine, strategy):
             self._engine, self._logger = engine, engine._logger
-            self._managed = how is trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            self._managed = strategy is trt.ExecutionContextAllocationStrategy.USER_MANAGED
             self._workspace = None
             self._shapes, self._addresses, self._settled = {}, {}, False
             self._instances = weakref.WeakSet()
@@ -268,10 +275,10 @@ def make_tensorrt(cuda, library="tensorrt", version="10.3.0", capability="8.7"):
                 cuda.violation("a workspace that is too small or not aligned")
             self._workspace = (memory, size)
 
-        def recorded_in(self, instance):
+        def _recorded_in(self, instance):
             self._instances.add(instance)
 
-        def launched(self, operation, stream):
+        def _launched(self, operation, stream):
             operation.stream = stream
             self._working = [o for o in self._working if not o.done] + [operation]
 
