@@ -261,7 +261,9 @@ class ExecutionSlot:
             try:
                 self._cuda.synchronize(self._stream)
             except CudaError as e:
-                failure = e
+                failure = e.with_traceback(
+                    None
+                )  # which would hold this frame, which holds it: nothing would go in time
         for context in self._contexts.values():
             context.close()
         self._contexts.clear()

@@ -134,6 +134,23 @@ class TestRunning:
             session.run(feed(1))
         np.testing.assert_array_equal(session.run(feed(1))["output"], feed(1) / 2)
 
+    @pytest.mark.parametrize("call", ["create_execution_context", "infer_shapes", "execute_async_v3"])
+    def test_the_reason_is_of_this_failure_not_of_one_before(self, opened, library, feed, call):
+        session, _, trt = opened(library=library)
+        for reason in ("the first", "the second"):
+            trt.controls.fail(call, reason)
+            with pytest.raises(BackendError, match=f"{call}: {reason}$"):
+                session.run(feed(1))
+
+    def test_what_recording_logged_is_not_the_reason_of_a_later_failure(self, opened, feed):
+        session, _, trt = opened()
+        trt.controls.capturable = False
+        for _ in range(3):
+            session.run(feed(1))
+        trt.controls.fail("execute_async_v3", "the reason")
+        with pytest.raises(BackendError, match="execute_async_v3: the reason$"):
+            session.run(feed(1))
+
     def test_out_of_memory_names_the_remedy(self, opened, feed):
         session, cuda, _ = opened()
         cuda.fail("cudaMemcpyAsync")
