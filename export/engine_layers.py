@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from runtime.engines import cache_file
+from runtime.manifest import Artefact
+
 _PRECISIONS = (("int8", "int8"), ("fp16", "float16"), ("half", "float16"), ("fp32", "float32"), ("float", "float32"))
 _MOST_KINDS = 6
 
@@ -58,6 +61,11 @@ class EngineLayers:
 def layers_file(engine: str) -> str:
     """Name of the file with an engine's layers, beside the engine."""
     return f"{engine.removesuffix('.engine')}.layers.json"
+
+
+def companions(artefact: Artefact) -> tuple[str, str]:
+    """Files that may be beside an engine and go where it goes: its layers, and what TensorRT-RTX compiled of it."""
+    return layers_file(artefact.file), cache_file(artefact.file)
 
 
 def _precision(layer: Mapping[str, Any]) -> str | None:

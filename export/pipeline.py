@@ -21,7 +21,7 @@ from runtime.manifest import MANIFEST_NAME, SCHEMES, Artefact, Manifest
 from . import engine as engines
 from .base import Base, engine_infos, engine_libraries, engine_variants, from_bundle, from_model, session_network
 from .bundle import BundleWriter, check_destination
-from .engine_layers import EngineLayers, layers_file
+from .engine_layers import EngineLayers, companions, layers_file
 from .graphs import make_graphs, summarize_kept, unlabelled_images
 from .int8_report.files import keep_report, read_summary, write_report
 from .progress import Progress, Silent
@@ -78,6 +78,9 @@ def run_export(
         for artefact in base.kept:
             assert base.folder is not None
             writer.keep(base.folder, artefact.file)
+            for companion in companions(artefact) if artefact.engine is not None else ():
+                if (base.folder / companion).is_file() and not (base.folder / companion).is_symlink():
+                    writer.keep(base.folder, companion)
         built, layers = _build_engines(spec, base, made, writer, progress, warn)
         artefacts = tuple(sorted((*base.kept, *made, *built), key=lambda a: (a.kind != "onnx", a.file)))
         manifest = replace(base.manifest, artefacts=artefacts, provenance=_provenance(base, spec))

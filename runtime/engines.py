@@ -99,6 +99,11 @@ def open_engine(
     raise BackendError(f"{bundle} has no engine of {TITLES[library]} in {', '.join(variants)}: {remedy}")
 
 
+def cache_file(engine: str) -> str:
+    """Name of the file with what TensorRT-RTX compiled for the GPU at hand, beside the engine."""
+    return f"{engine}.cache"
+
+
 def read_artefact(bundle: Path, artefact: Artefact) -> bytes:
     """An artefact's bytes, after checking that they are those that the manifest describes.
 
@@ -140,7 +145,7 @@ def _open(
         info=info,
         weights=weights,
         options=options,
-        cache=bundle / f"{artefact.file}.cache",
+        cache=bundle / cache_file(artefact.file),
     )
 
 
@@ -195,7 +200,7 @@ def _rebuild(
         info=info,
         weights=data if info.stripped else None,
         options=options,
-        cache=bundle / f"{artefact.file}.cache",
+        cache=bundle / cache_file(artefact.file),
     )
     if not _add(bundle, artefact, plan):
         warnings.warn(

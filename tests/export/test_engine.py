@@ -646,6 +646,11 @@ def test_layers_go_beside_the_engine(tiny_bundle, tmp_path, install, monkeypatch
     assert json.loads((result.bundle / file.replace(".engine", ".layers.json")).read_text()) == DETAILED
     assert result.engine_lines() == [f"{file}: {EngineLayers.from_json(json.dumps(DETAILED))}"]
     assert result.to_dict()["engine_layers"][file]["count"] == 4
+    (result.bundle / f"{file}.cache").write_bytes(b"kernels")
+    again = export_model(result.bundle, tmp_path / "again", trt=True, engine=EngineBuild(layer_information=True))
+    assert again.made == ()
+    for companion in (file.replace(".engine", ".layers.json"), f"{file}.cache"):  # they go where the engine goes
+        assert (again.bundle / companion).read_bytes() == (result.bundle / companion).read_bytes()
     assert told == [(b"plan", result.manifest.artefacts[-1].engine, (tiny_bundle / "model.int8.trt.onnx").read_bytes())]
 
 

@@ -350,8 +350,8 @@ def make_tensorrt(cuda, library="tensorrt", version="10.3.0", capability="8.7"):
                 cuda.violations.append("destroying a context that runs")
 
     class Refitter:
-        def __init__(self, network_engine, logger):
-            self._engine, self._logger, self._missing = network_engine, logger, ["conv.weight"]
+        def __init__(self, engine, logger):
+            self._engine, self._logger, self._missing = engine, logger, ["conv.weight"]
 
         def get_missing_weights(self):
             return self._missing

@@ -16,7 +16,7 @@ import pytest
 
 import runtime.backends
 from runtime.backends.cuda import device_count
-from runtime.backends.cuda_runtime import _LOST, CudaRuntime
+from runtime.backends.cuda_runtime import _LOST, CudaError, CudaRuntime
 from runtime.errors import BackendError
 
 SOURCES = Path(runtime.backends.__file__).parent
@@ -93,6 +93,35 @@ class TestCuda:
         called = set(re.findall(r'_call\(\s*"(\w+)"', source)) | set(re.findall(r"self\._api\.(cuda\w+)\(", source))
         assert called <= set(fakes[0].CALLS)
 
+    def test_real_calls_take_what_the_backend_gives_them(self, cuda_bindings):
+        """Addresses as integers, streams as what made them or as integers: without a driver each says just that."""
+        if device_count():
+            pytest.skip("there is a driver, which would take these addresses for real ones")
+        cuda, api = CudaRuntime(), cuda_bindings
+        stream, graph = api.cudaStream_t(4096), api.cudaGraphExec_t(4096)
+        for call in (
+            lambda: cuda.free(4096),
+            lambda: cuda.host_alloc(16, mapped=True),
+            lambda: cuda.host_free(4096),
+            lambda: cuda.device_pointer(4096),
+            lambda: cuda.destroy_stream(stream),
+            lambda: cuda.synchronize(stream),
+            lambda: cuda.copy_to_device(4096, 8192, 16, stream),
+            lambda: cuda.copy_to_host(4096, 8192, 16, stream),
+            lambda: cuda.copy(4096, 8192, 16, stream),
+            lambda: cuda.begin_capture(stream),
+            lambda: cuda.end_capture(stream),
+            lambda: cuda.launch(graph, stream),
+            lambda: cuda.destroy_graph(graph),
+            lambda: cuda._call("cudaEventRecord", api.cudaEvent_t(4096), 1),
+            lambda: cuda._call("cudaStreamWaitEvent", stream, api.cudaEvent_t(4096), 0),
+            lambda: cuda._call("cudaGraphInstantiate", api.cudaGraph_t(4096), 0),
+        ):
+            with pytest.raises(CudaError):
+                call()
+        cuda.abandon_capture(stream)
+        assert int(stream) == 4096  # as execute_async_v3 wants it
+
     def test_a_real_call_without_a_driver_is_one_clear_error(self, cuda_bindings):
         if device_count():
             pytest.skip("there is a driver")
@@ -159,6 +188,9 @@ class TestTensorRT:
                 overloads = parameters(getattr(theirs, method).__doc__)
                 assert any(names == overload[: len(names)] for overload in overloads), f"{name}.{method}: {overloads}"
         assert checked > 30
+        for name in ("Runtime", "Refitter", "OnnxParserRefitter", "ILogger"):  # those that the backend makes itself
+            names = list(inspect.signature(getattr(fake, name).__init__).parameters)[1:]
+            assert parameters(getattr(trt, name).__init__.__doc__) == [names], name
 
     def test_all_that_the_backend_names_exists(self, trt):
         named = set()

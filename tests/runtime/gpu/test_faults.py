@@ -148,7 +148,7 @@ class TestRunning:
         for _ in range(3):
             session.run(feed(1))
         trt.controls.fail("execute_async_v3", "the reason")
-        with pytest.raises(BackendError, match="execute_async_v3: the reason$"):
+        with pytest.raises(BackendError, match=r"execute_async_v3: the reason$"):
             session.run(feed(1))
 
     def test_out_of_memory_names_the_remedy(self, opened, feed):
