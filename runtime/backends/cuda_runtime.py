@@ -199,12 +199,9 @@ class CudaRuntime:
                 self._call("cudaGraphDestroy", recorded)
 
     def abandon_capture(self, stream: Stream) -> None:
-        """Leave capture mode and forget what was recorded."""
-        status, recorded = self._api.cudaStreamEndCapture(stream)
-        if int(status) == 0 and recorded is not None:
-            self._call("cudaGraphDestroy", recorded)
-        elif int(status) != 0:
-            self._api.cudaGetLastError()
+        """Leave capture mode and forget what was recorded, if anything was."""
+        with contextlib.suppress(CudaError):
+            self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
 
     def launch(self, graph: Graph, stream: Stream) -> None:
         """Do recorded work in a stream."""
