@@ -11,12 +11,15 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError
 from ..manifest import EngineInfo
 from .engine_cache import PairedFile, cache_folder
 from .tensorrt_library import TITLES, load_library, make_logger
+
+if TYPE_CHECKING:
+    import tensorrt
 
 ReportProgress = Callable[[int, int | None], None]
 
@@ -56,11 +59,11 @@ def build_engine(
     title = f"{TITLES[info.library]} {trt.__version__}"
     logger = make_logger(trt)
     try:
-        builder = trt.Builder(logger)
+        builder: tensorrt.Builder = trt.Builder(logger)
     except (TypeError, RuntimeError) as e:  # TypeError is what the bindings make of a null pointer
         raise BackendError(f"{title} does not start: {logger.reason()}") from e
     network = builder.create_network(_network_flags(trt))
-    parser = trt.OnnxParser(network, logger)
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx):
         errors = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
         raise BackendError(f"{title} refuses the graph: {' '.join(errors.split())}")
@@ -143,7 +146,7 @@ def _network_flags(trt: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _set_device(trt: Any, builder: Any, config: Any, info: EngineInfo) -> None:
+def _set_device(trt: Any, builder: tensorrt.Builder, config: tensorrt.IBuilderConfig, info: EngineInfo) -> None:
     if info.library == "tensorrt_rtx":
         config.num_compute_capabilities = 1
         config.set_compute_capability(compute_capability(trt, info.compute_capability), 0)
@@ -157,7 +160,7 @@ def _set_device(trt: Any, builder: Any, config: Any, info: EngineInfo) -> None:
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)  # it has not every layer
 
 
-def _set_flags(trt: Any, config: Any, info: EngineInfo, detailed: bool) -> None:
+def _set_flags(trt: Any, config: tensorrt.IBuilderConfig, info: EngineInfo, detailed: bool) -> None:
     if info.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, info.workspace_mib * _MIB)
     if info.optimization_level is not None:
@@ -180,7 +183,9 @@ def _set_flags(trt: Any, config: Any, info: EngineInfo, detailed: bool) -> None:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
 
-def _set_profile(builder: Any, network: Any, config: Any, info: EngineInfo) -> None:
+def _set_profile(
+    builder: tensorrt.Builder, network: tensorrt.INetworkDefinition, config: tensorrt.IBuilderConfig, info: EngineInfo
+) -> None:
     profile = builder.create_optimization_profile()
     smallest = 1 if info.dla_core is None else info.max_batch  # the accelerator knows no dynamic dimensions
     for i in range(network.num_inputs):
@@ -196,10 +201,10 @@ class _Timings:
     """Kernel timings while a build adds to them."""
 
     file: PairedFile
-    cache: Any
+    cache: tensorrt.ITimingCache
 
 
-def _load_timings(config: Any, info: EngineInfo, path: Path | None) -> _Timings | None:
+def _load_timings(config: tensorrt.IBuilderConfig, info: EngineInfo, path: Path | None) -> _Timings | None:
     if path is None or info.library != "tensorrt":
         return None
     with contextlib.suppress(OSError):
@@ -212,7 +217,7 @@ def _load_timings(config: Any, info: EngineInfo, path: Path | None) -> _Timings 
     return _Timings(file, cache)
 
 
-def _save_timings(config: Any, timings: _Timings | None) -> None:
+def _save_timings(config: tensorrt.IBuilderConfig, timings: _Timings | None) -> None:
     if timings is None:
         return
     added_meanwhile = timings.file.read()

@@ -12,7 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from .base import Array
 from .cuda_runtime import CudaError, CudaRuntime, Graph, Stream
 from .device_array import BlockPool, DeviceArray, DeviceView, host_view
 from .tensorrt_engine import OpenEngine, Shape
+
+if TYPE_CHECKING:
+    import tensorrt
 
 _ALIGNMENT = 256  # what TensorRT asks of the address of a tensor
 _MOST_SHAPES = 8
@@ -108,7 +111,7 @@ class ShapeContext:
         self._records = records
         self._has_run = False
         self._graph: Graph | None = None
-        self._context: Any = engine.create_context()
+        self._context: tensorrt.IExecutionContext = engine.create_context()
         engine.forget_errors()
         for given, shape in zip(engine.inputs, shapes, strict=True):
             if not self._context.set_input_shape(given.spec.name, shape):
@@ -162,7 +165,7 @@ class ShapeContext:
             graph, self._graph = self._graph, None
             with contextlib.suppress(CudaError):
                 self._cuda.destroy_graph(graph)
-        self._context = None
+        del self._context
 
     def _record(self) -> Graph | None:
         """The run as a CUDA graph; None, and no further attempt, if this engine cannot be recorded."""

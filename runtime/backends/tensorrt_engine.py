@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError
 from ..manifest import EngineInfo, TensorSpec
 from .engine_cache import PairedFile
 from .tensorrt_library import TITLES, load_library, make_logger
+
+if TYPE_CHECKING:
+    import tensorrt
 
 Shape = tuple[int, ...]
 
@@ -85,8 +88,8 @@ class OpenEngine:
         self._config: Any = None
         self.records_itself = hasattr(trt, "CudaGraphStrategy")
         with self._saying("does not start"):
-            self._runtime = trt.Runtime(self._logger)
-        self._engine = self._deserialize(plan, info)
+            self._runtime: tensorrt.Runtime = trt.Runtime(self._logger)
+        self._engine: tensorrt.ICudaEngine = self._deserialize(plan, info)
         if info is not None and info.stripped:
             self._refit(weights)
         self.inputs, self.outputs = self._tensors()
@@ -95,7 +98,7 @@ class OpenEngine:
         # Contexts that run one after the other share their activations; each of TensorRT-RTX has its own.
         self.workspace_size = 0 if self.records_itself else int(self._engine.device_memory_size_v2)
 
-    def create_context(self) -> Any:
+    def create_context(self) -> tensorrt.IExecutionContext:
         """A new execution context.
 
         Raises:
@@ -133,9 +136,10 @@ class OpenEngine:
                 blob = self._cache.serialize()
                 if blob is not None:
                     self._cache_file.write(bytes(blob))
-        self._config = self._cache = self._engine = self._runtime = None
+        self._config = self._cache = None
+        del self._engine, self._runtime  # in this order
 
-    def _deserialize(self, plan: bytes, info: EngineInfo | None) -> Any:
+    def _deserialize(self, plan: bytes, info: EngineInfo | None) -> tensorrt.ICudaEngine:
         if info is not None and info.dla_core is not None:
             self._runtime.DLA_core = info.dla_core
         if info is not None and info.version_compatible:
@@ -152,8 +156,8 @@ class OpenEngine:
                 "the engine is without its weights, which are in its bundle's ONNX file: open the bundle"
             )
         with self._saying("does not take the weights of the ONNX file, which is not the one it was built from"):
-            refitter = self._trt.Refitter(self._engine, self._logger)
-            parser = self._trt.OnnxParserRefitter(refitter, self._logger)
+            refitter: tensorrt.Refitter = self._trt.Refitter(self._engine, self._logger)
+            parser: tensorrt.OnnxParserRefitter = self._trt.OnnxParserRefitter(refitter, self._logger)
             if not parser.refit_from_bytes(weights) or refitter.get_missing_weights():
                 raise RuntimeError
             if not refitter.refit_cuda_engine():
