@@ -236,6 +236,9 @@ def load(
     threads = check_threads(threads)
     source = _open(Path(path))
     wanted = _precision(precision)
+    libraries = {a.engine.library for a in source.engines if a.engine is not None}
+    if backend is None and not source.artefacts and len(libraries) == 1:
+        (backend,) = libraries  # nothing else opens it, so what is said is why that does not
     first_error: BackendError | None = None
     artefact: Artefact | None
     for name in _candidates(backend, device):
