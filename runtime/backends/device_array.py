@@ -269,13 +269,16 @@ def _from_interface(cuda: CudaRuntime, device: int, spec: TensorSpec, value: Any
 
 
 def _from_dlpack(device: int, spec: TensorSpec, value: Any) -> DeviceView:
-    kind, index = value.__dlpack_device__()
-    if int(kind) not in (dlpack.CUDA, dlpack.CUDA_MANAGED):
+    try:
+        kind, index = map(int, value.__dlpack_device__())
+    except Exception as e:
+        raise InputError(f"the input {spec.name!r} does not say by DLPack where it is: {e}") from e
+    if kind not in (dlpack.CUDA, dlpack.CUDA_MANAGED):
         raise InputError(
             f"the input {spec.name!r} is a {type(value).__name__} in host memory: expected a numpy array, as "
             "numpy.asarray gives, or an array on the GPU"
         )
-    if int(index) != device:
+    if index != device:
         raise InputError(f"the input {spec.name!r} is on cuda:{index}, the network on cuda:{device}: move it there")
     try:
         # Told the default stream, the producer makes that wait for its own work; ours then waits for the default one.

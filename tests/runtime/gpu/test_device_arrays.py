@@ -141,6 +141,16 @@ class TestInputs:
                 session.run(value)
             assert exported() == before
 
+    @pytest.mark.parametrize("method", ["__dlpack__", "__dlpack_device__"])
+    def test_dlpack_that_raises(self, opened, feed, monkeypatch, method):
+        def refuse(self, **_):
+            raise RuntimeError("it requires grad")
+
+        session, cuda, _ = opened()
+        monkeypatch.setattr(OthersTensor, method, refuse)
+        with pytest.raises(InputError, match=r"by DLPack.*: it requires grad"):
+            session.run(OthersTensor(cuda, feed()))
+
     def test_a_torch_tensor_on_the_processor(self, opened, feed):
         session, *_ = opened()
         with pytest.raises(InputError, match=r"is a Tensor in host memory: expected a numpy array"):
