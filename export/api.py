@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.manifest import Preprocessing
 
+from .engine_options import EngineBuild
 from .errors import ExportError
 from .pipeline import run_export
 from .progress import Progress
@@ -46,6 +47,7 @@ def export_model(
     trt: bool = False,
     rtx: bool = False,
     rtx_capabilities: tuple[str, ...] = (),
+    engine: EngineBuild | None = None,
     force: bool = False,
     seed: int = 0,
     tolerances: Tolerances | None = None,
@@ -84,6 +86,7 @@ def export_model(
         trt: build a TensorRT engine for this machine's GPU
         rtx: build TensorRT-RTX engines; needs no GPU
         rtx_capabilities: compute capabilities of those, `("8.6",)` unless told
+        engine: what else is asked of engines
         force: replace what exists
         seed: of random weights and of the choice of images
         tolerances: when an artefact counts as broken
@@ -119,6 +122,7 @@ def export_model(
         "trt": trt,
         "rtx": rtx,
         "rtx_capabilities": tuple(rtx_capabilities),
+        "engine": engine or EngineBuild(),
         "force": force,
         "seed": seed,
     }

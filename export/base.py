@@ -185,6 +185,8 @@ def _kept(manifest: Manifest, spec: ExportSpec, warn: Callable[[str], None]) -> 
                     f"{artefact.file} takes batches of up to {largest}, not {spec.max_batch}: "
                     f"build it again with --force, or ask for --max-batch {largest}"
                 )
+            if artefact.engine != rebuilt[artefact.file]:
+                raise ExportError(f"{artefact.file} was built with other options: build it again with --force")
     return tuple(kept)
 
 
@@ -223,7 +225,7 @@ def engine_libraries(spec: ExportSpec) -> list[tuple[str, tuple[str, ...]]]:
 def engine_infos(spec: ExportSpec) -> list[EngineInfo]:
     """What engines are asked for: one for each library and compute capability."""
     return [
-        EngineInfo(library, engines.library_version(library), capability, spec.max_batch)
+        spec.engine.info(library, engines.library_version(library), capability, spec.max_batch)
         for library, capabilities in engine_libraries(spec)
         for capability in capabilities or (engines.device_capability(),)
     ]

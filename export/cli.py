@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import click
 
 from calib import AUTO, EFFORTS, METHODS
 from runtime.cli_errors import OneLineCommand
+from runtime.manifest import HARDWARE_COMPATIBILITY
 
+from .engine_options import EngineBuild
 from .pipeline import run_export
 from .progress import Silent, Terminal
 from .spec import ExportSpec
@@ -81,6 +84,25 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="X.Y",
     help="Compute capability to build for; may be repeated.  [default: 8.6]",
 )
+@click.option("--engine-level", "optimization_level", type=int, metavar="0..5", help="Effort of the engine's build.")
+@click.option(
+    "--workspace", "workspace_mib", type=int, metavar="MIB", help="Memory that one layer of an engine may use."
+)
+@click.option("--dla", "dla_core", type=int, metavar="CORE", help="Build for a Jetson's deep learning accelerator.")
+@click.option(
+    "--hardware-compatible",
+    "hardware_compatibility",
+    type=click.Choice(HARDWARE_COMPATIBILITY),
+    default="none",
+    show_default=True,
+    help="Other GPUs that the TensorRT engine also runs on.",
+)
+@click.option(
+    "--version-compatible", is_flag=True, help="Let later TensorRTs of the same major version run the engine."
+)
+@click.option("--strip-weights", is_flag=True, help="Leave the weights out of the engine; they are in the ONNX file.")
+@click.option("--engine-layers", "layer_information", is_flag=True, help="Also write what became of each layer.")
+@click.option("--timing-cache", type=_FILE, help="File of kernel timings.  [default: one for each GPU in ~/.cache]")
 @click.option("--force", is_flag=True, help="Replace what exists.")
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of random weights and image choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -95,9 +117,11 @@ def main(as_json: bool, quiet: bool, input_size: tuple[int, int] | None, **optio
     # What stops a service manager's job also cleans up after itself, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A command line without the option gives an empty tuple in some releases of click, None in others.
-    spec = ExportSpec(input_size=input_size or None, **options)
+    engine = EngineBuild(**{field.name: options.pop(field.name) for field in fields(EngineBuild)})
+    spec = ExportSpec(input_size=input_size or None, engine=engine, **options)
     result = run_export(spec, Silent() if quiet else Terminal())
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
-        click.echo("\n".join((result.table(), *result.layer_tables(), *result.float_lines(), str(result.bundle))))
+        lines = (*result.layer_tables(), *result.float_lines(), *result.engine_lines())
+        click.echo("\n".join((result.table(), *lines, str(result.bundle))))

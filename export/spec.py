@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from calib import AUTO, EFFORTS, METHODS, CalibrationSettings
 from runtime.backends import BACKENDS, unavailable
 from runtime.manifest import Preprocessing
 
+from .engine_options import EngineBuild
 from .errors import ExportError
 
 DEFAULT_RTX_CAPABILITIES = ("8.6",)
@@ -71,6 +72,7 @@ class ExportSpec:
         trt: build a TensorRT engine for this machine's GPU.
         rtx: build a TensorRT-RTX engine; needs no GPU.
         rtx_capabilities: compute capabilities to build TensorRT-RTX engines for.
+        engine: what else is asked of engines.
         force: replace what exists.
         seed: of random weights and of the choice of images.
         tolerances: when an artefact counts as broken.
@@ -99,6 +101,7 @@ class ExportSpec:
     trt: bool = False
     rtx: bool = False
     rtx_capabilities: tuple[str, ...] = ()
+    engine: EngineBuild = field(default_factory=EngineBuild)
     force: bool = False
     seed: int = 0
     tolerances: Tolerances = Tolerances()
@@ -138,6 +141,9 @@ class ExportSpec:
             raise ExportError("--rtx-capability says what --rtx builds for: add --rtx")
         if self.max_batch != 1 and not (self.trt or self.rtx):
             raise ExportError(f"--max-batch {self.max_batch} is of an engine, ONNX files take any: add --trt or --rtx")
+        given = self.engine.given()
+        if given and not (self.trt or self.rtx):
+            raise ExportError(f"{given[0]} is of an engine: add --trt or --rtx")
         for capability in self.rtx_capabilities:
             if not _CAPABILITY.fullmatch(capability):
                 raise ExportError(f"--rtx-capability {capability!r} is not a compute capability such as 8.6")
@@ -150,8 +156,9 @@ class ExportSpec:
         if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop <= 100):
             raise ExportError(f"--max-drop {drop} is no number of points from 0 to 100: 0.5 allows half a point")
         if self.tune is not None:
-            if self.tune not in BACKENDS:
-                raise ExportError(f"--tune {self.tune} is no backend: expected one of {', '.join(BACKENDS)}")
+            names = [name for name, backend in BACKENDS.items() if backend.opens == "onnx"]  # which it times graphs on
+            if self.tune not in names:
+                raise ExportError(f"--tune {self.tune} is no backend: expected one of {', '.join(names)}")
             reason = unavailable(self.tune)
             if reason is not None:
                 raise ExportError(f"--tune {self.tune} cannot time anything here: {reason}")

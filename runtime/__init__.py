@@ -8,6 +8,7 @@
 Importing this imports no backend.
 """
 
+from .backends.engine_options import EngineOptions
 from .errors import BackendError, BundleError, HolocronError, ImageError, InputError
 from .model import Model, load
 from .results import Classification, Prediction, Region, Segmentation
@@ -16,6 +17,7 @@ __all__ = [
     "BackendError",
     "BundleError",
     "Classification",
+    "EngineOptions",
     "HolocronError",
     "ImageError",
     "InputError",

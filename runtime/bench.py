@@ -134,9 +134,15 @@ def _combinations(
         return [(precision, name) for name in names for precision in precisions]
     if not path.is_dir():
         return [(None, name) for name in names]  # a lone file is of one precision
-    has = {a.variant for a in read_manifest(path).artefacts if a.kind == "onnx"}
-    variants = [v for v in ("fp32", "fp16", "int8.cpu", "int8.trt") if v in has]
-    return [(v, name) for name in names for v in variants if _suits(v, name)]
+    artefacts = read_manifest(path).artefacts
+
+    def has(variant: str, backend: str) -> bool:
+        if BACKENDS[backend].opens == "engine":
+            return any(a.engine and a.engine.library == backend and a.variant == variant for a in artefacts)
+        return any(a.kind == "onnx" and a.variant == variant for a in artefacts)
+
+    variants = ("fp32", "fp16", "int8.cpu", "int8.trt")
+    return [(v, name) for name in names for v in variants if has(v, name) and _suits(v, name)]
 
 
 def _suits(variant: str, backend: str) -> bool:

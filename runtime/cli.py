@@ -36,6 +36,9 @@ _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="By default the best that is installed.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads; by default the physical cores.")
 @click.option("--device", help="cpu, cuda:1, or a device of OpenVINO.")
+@click.option(
+    "--rebuild", is_flag=True, help="Build an engine where the bundle has none for this machine; takes minutes."
+)
 def run(
     bundle: Path,
     images: tuple[Path, ...],
@@ -46,13 +49,14 @@ def run(
     backend: str | None,
     threads: int | None,
     device: str | None,
+    rebuild: bool,
 ) -> int:
     """Classify or segment each IMAGE with BUNDLE. A folder stands for the images in it, sorted.
 
     Of a classifier the likeliest class is printed, of a segmenter the share of the pixels that each class has. An image
     that cannot be taken is reported on stderr, the others are still answered, and the exit code is 2.
     """
-    with load(bundle, precision, backend, threads, device) as model:
+    with load(bundle, precision, backend, threads, device, rebuild=rebuild) as model:
         behaviour = task_behaviour(model.manifest)
         saver = None if save is None else _Saver(save, model)
         top = top or behaviour.default_top

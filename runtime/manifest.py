@@ -28,6 +28,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 SCHEMES = ("cpu", "trt")
 TASKS = ("classification", "detection", "segmentation")
 KINDS = ("onnx", "engine")
+HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 RESIZE_MODES = ("squish", "pad")
 PAD_MODES = ("constant", "edge", "reflect", "symmetric")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -89,12 +90,26 @@ class EngineInfo:
         version: the library's version, e.g. `"10.3.0"`.
         compute_capability: of the GPU that it is for, e.g. `"8.7"`.
         max_batch: largest batch of its optimization profile.
+        hardware_compatibility: other GPUs that it is for, one of :data:`HARDWARE_COMPATIBILITY`: none, Ampere and
+            newer, those of its compute capability.
+        version_compatible: whether later versions of the same major version open it too. It then holds code that the
+            processor executes.
+        stripped: whether it is without its weights, which it gets from the bundle's ONNX file when it is opened.
+        dla_core: the deep learning accelerator that it is for; None for the GPU.
+        optimization_level: the builder's, 0 to 5; None for the library's default.
+        workspace_mib: memory that a layer might use when it was built, in MiB; None for all that there was.
     """
 
     library: str
     version: str
     compute_capability: str
     max_batch: int
+    hardware_compatibility: str = "none"
+    version_compatible: bool = False
+    stripped: bool = False
+    dla_core: int | None = None
+    optimization_level: int | None = None
+    workspace_mib: int | None = None
 
 
 @dataclass(frozen=True)
@@ -365,6 +380,15 @@ class _Parser:
             raise self.fail(place, f"is {_short(value)}, expected an integer from {lowest} to {highest}")
         return value
 
+    def optional_integer(self, data: Mapping[str, Any], key: str, place: str, lowest: int, highest: int) -> int | None:
+        value = data.get(key)
+        return None if value is None else self.integer(value, f"{place}.{key}", lowest, highest)
+
+    def boolean(self, value: Any, place: str) -> bool:
+        if not isinstance(value, bool):
+            raise self.fail(place, f"is {_short(value)}, expected true or false")
+        return value
+
     def number(self, value: Any, place: str) -> float:
         # Compared, not converted: math.isfinite overflows on an integer of 400 digits.
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= _MAX_NUMBER:
@@ -445,6 +469,14 @@ class _Parser:
             version=self.text(data["version"], f"{place}.version"),
             compute_capability=self.text(data["compute_capability"], f"{place}.compute_capability"),
             max_batch=self.integer(data["max_batch"], f"{place}.max_batch", 1, 2**16),
+            hardware_compatibility=self.choice(
+                data.get("hardware_compatibility", "none"), f"{place}.hardware_compatibility", HARDWARE_COMPATIBILITY
+            ),
+            version_compatible=self.boolean(data.get("version_compatible", False), f"{place}.version_compatible"),
+            stripped=self.boolean(data.get("stripped", False), f"{place}.stripped"),
+            dla_core=self.optional_integer(data, "dla_core", place, 0, 15),
+            optimization_level=self.optional_integer(data, "optimization_level", place, 0, 5),
+            workspace_mib=self.optional_integer(data, "workspace_mib", place, 1, 2**20),
         )
 
     def verification(self, value: Any, place: str) -> Verification:

@@ -13,7 +13,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import BACKENDS, available_backends, check_threads, open_session, preferred_backends, unavailable
+from .backends import (
+    BACKENDS,
+    EngineOptions,
+    available_backends,
+    check_threads,
+    open_session,
+    preferred_backends,
+    unavailable,
+)
 from .backends.base import Array, Session, closed_error
 from .errors import BackendError, BundleError, ImageError
 from .images import ImageSource
@@ -59,6 +67,8 @@ class Model:
         self._preprocessor = Preprocessor(manifest.preprocessing)
         self._behaviour = task_behaviour(manifest)
         self._fixed_batch = _check_network(manifest, session)
+        # What an engine takes at once ends somewhere, what an ONNX file takes does not.
+        self._largest_batch = artefact.engine.max_batch if artefact is not None and artefact.engine else None
         self._chunk = _chunk(manifest)
         self._closed = False
 
@@ -152,7 +162,7 @@ class Model:
             raise closed_error(self.backend)
         spec = self.manifest.inputs[0]
         batch = batch.astype(spec.dtype, copy=False)
-        step = self._fixed_batch or len(batch)
+        step = self._fixed_batch or min(len(batch), self._largest_batch or len(batch))
         parts = []
         for start in range(0, len(batch), step or 1):
             part = batch[start : start + step]
@@ -177,11 +187,12 @@ class Model:
 
 @dataclass(frozen=True)
 class _Source:
-    """What lies at a path: a manifest, and an artefact of the bundle (or a lone ONNX file) for each precision."""
+    """What lies at a path: a manifest, an ONNX file of the bundle (or a lone one) for each precision, and engines."""
 
     path: Path
     manifest: Manifest
     artefacts: Mapping[str, Artefact | None]
+    engines: tuple[Artefact, ...] = ()
 
     def file(self, variant: str) -> Path:
         artefact = self.artefacts[variant]
@@ -194,17 +205,24 @@ def load(
     backend: str | None = None,
     threads: int | None = None,
     device: str | int | None = None,
+    *,
+    engine: EngineOptions | None = None,
+    rebuild: bool = False,
 ) -> Model:
     """Open a bundle with the best backend and precision that there are here, or with those asked for.
 
     Args:
-        path: a bundle's folder, or an ONNX file out of one
+        path: a bundle's folder, an ONNX file out of one, or an engine in one
         precision: `"fp32"`, `"fp16"`, `"int8"` (of the scheme that suits the backend), `"int8.cpu"` or `"int8.trt"`; by
             default INT8 of the scheme that suits the backend, then what it runs fastest
-        backend: `"onnxruntime"`, `"openvino"`, `"onnxruntime-cuda"` or `"onnxruntime-tensorrt"`; by default the first
-            of :func:`runtime.backends.available_backends` that opens the network
+        backend: `"tensorrt"` or `"tensorrt_rtx"`, which run the bundle's engines; `"onnxruntime"`, `"openvino"`,
+            `"onnxruntime-cuda"` or `"onnxruntime-tensorrt"`, which run its ONNX files; by default the first of
+            :func:`runtime.backends.available_backends` that opens the network
         threads: processor threads of one call, 1 to 1024; by default the physical cores that this process may use
         device: a GPU's number or `"cuda:1"`, `"cpu"`, or one of OpenVINO's devices, e.g. `"gpu"`; by default the first
+        engine: how an engine is run
+        rebuild: where the bundle has no engine for this machine's GPU and TensorRT, build one from its ONNX file, which
+            takes minutes, and add it to the bundle
 
     Returns:
         the model, ready to be called
@@ -218,21 +236,25 @@ def load(
     threads = check_threads(threads)
     source = _open(Path(path))
     wanted = _precision(precision)
+    libraries = {a.engine.library for a in source.engines if a.engine is not None}
+    if backend is None and not source.artefacts and len(libraries) == 1:
+        (backend,) = libraries  # nothing else opens it, so what is said is why that does not
     first_error: BackendError | None = None
+    artefact: Artefact | None
     for name in _candidates(backend, device):
         try:
-            variant = _variant(source, wanted, name)
+            if BACKENDS[name].opens == "engine":
+                built, session = _open_engine(source, wanted, name, device, engine, rebuild)
+                artefact, variant = built, built.variant
+            else:
+                variant = _variant(source, wanted, name)
+                file = source.file(variant)  # a changed file is an error, not a reason to take another
+                session, artefact = open_session(file, name, threads, device, variant), source.artefacts[variant]
         except BackendError as e:
             first_error = first_error or e
             continue
-        file = source.file(variant)  # a changed file is an error, not a reason to take another
         try:
-            session = open_session(file, name, threads, device, variant)
-        except BackendError as e:
-            first_error = first_error or e
-            continue
-        try:
-            return Model(source.manifest, session, variant, threads, source.artefacts[variant])
+            return Model(source.manifest, session, variant, threads, artefact)
         except BaseException:
             session.close()
             raise
@@ -251,11 +273,14 @@ def _open(path: Path) -> _Source:
         for artefact in manifest.artefacts:
             if artefact.kind == "onnx":
                 artefacts.setdefault(artefact.variant, artefact)
-        if not artefacts:
+        engines = tuple(a for a in manifest.artefacts if a.kind == "engine")
+        if not artefacts and not engines:
             raise BundleError(f"{path} has no ONNX file: export the model again")
-        return _Source(path, manifest, artefacts)
+        return _Source(path, manifest, artefacts, engines)
     if not is_file:
         raise BundleError(f"{path} is not there: expected a bundle's folder or an ONNX file")
+    if path.suffix == ".engine":
+        return _engine_of_a_bundle(path)
     metadata = read_metadata(path)
     if METADATA_KEY not in metadata:
         raise BundleError(
@@ -264,6 +289,41 @@ def _open(path: Path) -> _Source:
         )
     manifest = Manifest.from_json(metadata[METADATA_KEY], f"the metadata of {path}")
     return _Source(path, manifest, {metadata.get(VARIANT_KEY, _UNKNOWN): None})
+
+
+def _engine_of_a_bundle(path: Path) -> _Source:
+    """An engine is opened with what the manifest beside it says, or not at all: it executes what is in it."""
+    try:
+        manifest = read_manifest(path.parent)
+    except BundleError as e:
+        raise BundleError(
+            f"{path} is an engine without a manifest beside it, so nothing vouches for it and its labels are not "
+            "known: open its bundle, or the bare engine with runtime.backends.open_session(..., trust=True)"
+        ) from e
+    engines = tuple(a for a in manifest.artefacts if a.kind == "engine" and a.file == path.name)
+    if not engines:
+        raise BundleError(
+            f"{path} is not in the manifest beside it, so nothing vouches for it: export the bundle again"
+        )
+    return _Source(path.parent, manifest, {}, engines)
+
+
+def _open_engine(
+    source: _Source,
+    wanted: str | None,
+    library: str,
+    device: str | int | None,
+    options: EngineOptions | None,
+    rebuild: bool,
+) -> tuple[Artefact, Session]:
+    if not source.path.is_dir():
+        raise BackendError(f"{source.path} is an ONNX file, and {library} opens engines: open the bundle's folder")
+    from .engines import open_engine
+
+    variants: Sequence[str] = BACKENDS[library].variants
+    if wanted is not None:
+        variants = ("int8.trt" if wanted == "int8" else wanted,)
+    return open_engine(source.path, source.manifest, source.engines, library, variants, device, options, rebuild)
 
 
 def _precision(precision: str | None) -> str | None:
@@ -297,6 +357,8 @@ def _candidates(backend: str | None, device: str | int | None) -> Sequence[str]:
 
 def _variant(source: _Source, wanted: str | None, backend: str) -> str:
     has = list(source.artefacts)
+    if not has:
+        raise BackendError(f"{source.path} has no ONNX file, which {backend} opens: export the model again")
     if wanted is None:
         order = [v for v in BACKENDS[backend].variants if v in has] or has
         return order[0]

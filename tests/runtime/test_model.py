@@ -11,7 +11,7 @@ from PIL import Image
 
 import runtime
 from runtime import BackendError, BundleError, Classification, ImageError, backends, cpu, model
-from runtime.backends import cuda
+from runtime.backends import cuda, unavailable
 from runtime.manifest import TensorSpec, read_manifest
 
 
@@ -232,8 +232,11 @@ class TestOpening:
         with runtime.load(own_bundle) as opened:
             assert opened.artefact.file == "model.int8.cpu.onnx"
         edit_manifest(own_bundle, lambda data: data.update(artefacts=data["artefacts"][:1]))
-        with pytest.raises(BundleError, match="has no ONNX file"):
-            runtime.load(own_bundle)
+        with pytest.raises(BackendError, match="has no ONNX file, which onnxruntime opens: export the model again"):
+            runtime.load(own_bundle, backend="onnxruntime")
+        if unavailable("tensorrt") is not None:  # the one backend that would open it, which says why it does not
+            with pytest.raises(BackendError, match=r"^tensorrt (is not installed|needs an NVIDIA GPU)"):
+                runtime.load(own_bundle)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
