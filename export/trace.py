@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 import onnxscript.optimizer
@@ -47,19 +47,38 @@ def trace(
     Raises:
         ExportError: if the module cannot be traced, with the tracer's reason
     """
+    return trace_inputs(module, {INPUT_NAME: (in_channels, *input_size)}, output_names)
+
+
+def trace_inputs(
+    module: nn.Module, inputs: Mapping[str, tuple[int, ...]], output_names: Sequence[str]
+) -> onnx.ModelProto:
+    """Trace a module of several inputs, or of inputs that are no images, to ONNX with a dynamic batch.
+
+    Args:
+        module: in evaluation mode; it maps float32 tensors, N first, to a tensor, or to several, N first
+        inputs: names of its inputs in their order, with their shapes without N
+        output_names: what to call its outputs, in their order
+
+    Returns:
+        a checked and simplified model of opset 20, weights inside, with those inputs and outputs
+
+    Raises:
+        ExportError: if the module cannot be traced, with the tracer's reason
+    """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     # A batch of two: torch.export takes a dimension of one for a constant.
-    example = torch.zeros(2, in_channels, *input_size, device=device)
+    examples = tuple(torch.zeros(2, *shape, device=device) for shape in inputs.values())
     batch = torch.export.Dim("batch", min=1, max=MAX_TRACED_BATCH)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                (example,),
+                examples,
                 dynamo=True,
-                input_names=[INPUT_NAME],
+                input_names=list(inputs),
                 output_names=list(output_names),
-                dynamic_shapes=({0: batch},),
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,
@@ -80,9 +99,9 @@ def trace(
         raise
     except Exception as e:  # the tracer raises errors of many kinds, some of them private to it
         reason = str(e).strip().splitlines()
+        sizes = ", ".join("×".join(map(str, shape[-2:])) for shape in inputs.values())
         raise ExportError(
-            f"{type(module).__name__} cannot be traced at {input_size[0]}×{input_size[1]}: "
-            f"{reason[0] if reason else type(e).__name__}"
+            f"{type(module).__name__} cannot be traced at {sizes}: {reason[0] if reason else type(e).__name__}"
         ) from e
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "holocron-edge", ""

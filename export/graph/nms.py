@@ -1,0 +1,270 @@
+"""Class-aware non-maximum suppression in plain tensor operations of fixed shape, as part of an exported graph.
+
+The best K candidates are sorted, and a K × K matrix says which of them would suppress which. Greedy suppression is the
+fixed point of `keep = not (keep · matrix)`; each step from all ones settles one more link of every chain of
+suppressions ("Enhancing Geometric Factors in Model Learning and Inference for Object Detection and Instance
+Segmentation", Cluster-NMS, arXiv 2005.03572). The number of steps is fixed in the graph. A scene with a longer chain is
+reported, not passed off as an answer.
+
+No step leaves the order of equal scores to the backend: those of ONNX Runtime, OpenVINO and TensorRT differ in which of
+two equal values their TopK takes. Every TopK that decides something here is of distinct keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from runtime.nms import NOT_FINITE, TOO_MANY_CANDIDATES, TRUNCATED, UNSETTLED, check_limits
+
+__all__ = ["NMSOutput", "NonMaxSuppression"]
+
+LARGEST_CANDIDATES = 3839
+"""TensorRT 10 sorts fewer than 3840 values; and the keys below stay whole numbers that float32 holds exactly."""
+_LARGEST_KEY = 2**23
+_LEFT_OUT = -1.0
+"""Score of what is no candidate: below every score."""
+
+
+class NMSOutput(NamedTuple):
+    """The detections of N images, the best first, in M rows each.
+
+    Attributes:
+        boxes: (N, M, 4) float32, as the boxes that were given; 0 in rows that are not used.
+        scores: (N, M) float32, descending; 0 in rows that are not used.
+        labels: (N, M) int32, the class; -1 in rows that are not used.
+        count: (N,) int32, how many rows are used.
+        status: (N,) int32, 0, or a sum of the flags of :mod:`runtime.nms`.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    count: Tensor
+    status: Tensor
+
+
+class NonMaxSuppression(nn.Module):
+    """Greedy suppression of overlapping boxes of a class, to be put behind a detector before it is exported.
+
+    The answer is that of `torchvision.ops.batched_nms` on the same candidates, those that tie included: of equal scores
+    that of the lower index counts as the better. IoU is computed in float32 as torchvision does.
+
+    Args:
+        score_threshold: a candidate's score is at least this, from 0 to 1.
+        iou_threshold: a box is dropped if it overlaps a better one of its class by an IoU above this, from 0 to 1.
+        max_detections: number of rows M of the outputs; the least certain detections beyond are dropped.
+        candidates: number of candidates K that take part, those with the highest scores, from M to 3839.
+        steps: how often the suppression is applied, 2 at least: chains of up to `steps` - 1 boxes are settled, in which
+            each suppresses the next.
+        multi_label: whether every class of a box is a candidate of its own; otherwise its best one alone, of equal ones
+            the first.
+
+    Raises:
+        ValueError: if a number is out of its range
+        TypeError: if a count is not an integer
+
+    Shape:
+        - boxes: (N, P, 4), as (xmin, ymin, xmax, ymax); one without extent is no candidate
+        - scores: (N, P, C), not negative
+        - output: :class:`NMSOutput`
+    """
+
+    def __init__(
+        self,
+        score_threshold: float = 0.25,
+        iou_threshold: float = 0.45,
+        max_detections: int = 100,
+        candidates: int = 300,
+        steps: int = 16,
+        multi_label: bool = False,
+    ) -> None:
+        super().__init__()
+        check_limits(score_threshold, iou_threshold, max_detections, candidates)
+        if candidates > LARGEST_CANDIDATES:
+            raise ValueError(
+                f"candidates is {candidates}, expected {LARGEST_CANDIDATES} at most: TensorRT sorts no more values"
+            )
+        if isinstance(steps, bool) or not isinstance(steps, int):
+            raise TypeError(f"steps is {steps!r}, expected an integer")
+        if steps < 2:
+            raise ValueError(f"steps is {steps}, expected 2 at least: the last shows whether anything still changes")
+        self.score_threshold = score_threshold
+        self.iou_threshold = iou_threshold
+        self.max_detections = max_detections
+        self.candidates = candidates
+        self.steps = steps
+        self.multi_label = multi_label
+
+    def extra_repr(self) -> str:
+        """The numbers, for printing."""
+        return (
+            f"score_threshold={self.score_threshold}, iou_threshold={self.iou_threshold}, "
+            f"max_detections={self.max_detections}, candidates={self.candidates}, steps={self.steps}, "
+            f"multi_label={self.multi_label}"
+        )
+
+    def forward(self, boxes: Tensor, scores: Tensor, watched: Sequence[Tensor] = ()) -> NMSOutput:
+        """Select the detections.
+
+        Args:
+            boxes: (N, P, 4) float32, as (xmin, ymin, xmax, ymax)
+            scores: (N, P, C) float32
+            watched: tensors, N first, that boxes and scores were computed from: what is not finite there is reported,
+                even where decoding clipped it away
+
+        Returns:
+            the detections
+
+        Raises:
+            ValueError: if the shapes are not those, or there are more values than indices can be told apart
+        """
+        num_boxes, num_classes = scores.shape[1:]
+        if boxes.shape[1:] != (num_boxes, 4):
+            raise ValueError(f"boxes of shape {tuple(boxes.shape)} do not fit scores of shape {tuple(scores.shape)}")
+        total = num_boxes * (num_classes if self.multi_label else 1)
+        if total > _LARGEST_KEY:
+            raise ValueError(f"{total} candidates are more than the {_LARGEST_KEY} that this can tell apart")
+        finite = _is_finite([boxes, scores, *watched])
+
+        best = scores.flatten(1) if self.multi_label else scores.amax(dim=2)
+        has_extent = (boxes[..., :2] < boxes[..., 2:]).all(dim=2)
+        if self.multi_label:
+            has_extent = has_extent[..., None].expand_as(scores).flatten(1)
+        # Not `~(best < threshold)`: NaN is no candidate.
+        valid = (best >= self.score_threshold) & has_extent
+        num_valid = valid.to(torch.int32).sum(dim=1, dtype=torch.int32)
+        best = torch.where(valid, best, _LEFT_OUT)
+
+        chosen, values = _choose(best, min(self.candidates, total))
+        boxes, labels = self._details(chosen, boxes, scores)
+        order = _descending(values)
+        values, labels = values.gather(1, order), labels.gather(1, order)
+        boxes = _rows(boxes, order)
+
+        keep, unsettled = self._suppress(boxes, labels)
+        keep = keep & (values >= 0)
+        num_kept = keep.to(torch.int32).sum(dim=1, dtype=torch.int32)
+        return self._output(boxes, values, labels, keep, num_kept, num_valid, unsettled, finite)
+
+    def _details(self, chosen: Tensor | None, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes (N, K, 4) and classes (N, K) of the candidates of these indices, None standing for all in order."""
+        num_classes = scores.shape[2]
+        if self.multi_label:
+            if chosen is None:
+                chosen = torch.arange(boxes.shape[1] * num_classes, device=boxes.device).expand(boxes.shape[0], -1)
+            box = torch.div(chosen, num_classes, rounding_mode="trunc")
+            return _rows(boxes, box), (chosen - box * num_classes).to(boxes.dtype)
+        if chosen is not None:
+            boxes, scores = _rows(boxes, chosen), _rows(scores, chosen)
+        # The first of the largest: which one ArgMax takes is up to the backend. Class numbers are exact in float32.
+        number = torch.arange(num_classes, dtype=scores.dtype, device=scores.device)
+        is_best = scores == scores.amax(dim=2, keepdim=True)
+        return boxes, torch.where(is_best, number, float(num_classes)).amin(dim=2)
+
+    def _suppress(self, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the sorted candidates (N, K) are kept, and of which images (N,) that is not settled yet."""
+        xmin, ymin, xmax, ymax = boxes.unbind(dim=2)
+        # Not 0, for 0 / 0 is above a threshold to OpenVINO, and not to others.
+        area = ((xmax - xmin) * (ymax - ymin)).clamp(min=torch.finfo(boxes.dtype).tiny)
+        width = torch.minimum(xmax[:, :, None], xmax[:, None]) - torch.maximum(xmin[:, :, None], xmin[:, None])
+        height = torch.minimum(ymax[:, :, None], ymax[:, None]) - torch.maximum(ymin[:, :, None], ymin[:, None])
+        # One of the two clamped is enough: a product below 0 is not above any threshold either.
+        overlap = width.clamp(min=0) * height
+        iou = overlap / (area[:, :, None] + area[:, None] - overlap)
+        position = torch.arange(boxes.shape[1], dtype=boxes.dtype, device=boxes.device)
+        # Only earlier candidates suppress: no IoU is above 2.
+        threshold = torch.where(position[:, None] < position, _float32_down(self.iou_threshold), 2.0)
+        suppresses = ((iou > threshold) & (labels[:, :, None] == labels[:, None])).to(boxes.dtype)
+
+        before = keep = (_column_sums(suppresses) < 0.5).to(boxes.dtype)
+        for _ in range(self.steps - 1):
+            before = keep
+            # A sum of zeros and ones, exact in every type that a backend may multiply in.
+            keep = (torch.matmul(keep, suppresses) < 0.5).to(boxes.dtype)
+        # Of the last two steps the even one errs on the side of keeping, if they differ.
+        kept = keep if self.steps % 2 == 0 else before
+        return kept[:, 0] > 0.5, (keep != before).any(dim=2)[:, 0]
+
+    def _output(
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        keep: Tensor,
+        num_kept: Tensor,
+        num_valid: Tensor,
+        unsettled: Tensor,
+        finite: Tensor,
+    ) -> NMSOutput:
+        size = boxes.shape[1]
+        position = torch.arange(size, dtype=boxes.dtype, device=boxes.device)
+        key = torch.where(keep, size - position, 0.0)
+        rows = min(self.max_detections, size)
+        key, index = key.topk(rows, dim=1)
+        used = key > 0
+        boxes = torch.where(used[..., None], _rows(boxes, index), 0.0)
+        scores = torch.where(used, scores.gather(1, index), 0.0)
+        labels = torch.where(used, labels.gather(1, index), -1.0).to(torch.int32)
+        missing = self.max_detections - rows
+        if missing:  # fewer boxes in all than rows
+            boxes = nn.functional.pad(boxes, (0, 0, 0, missing))
+            scores = nn.functional.pad(scores, (0, missing))
+            labels = nn.functional.pad(labels, (0, missing), value=-1)
+        fits = num_kept <= self.max_detections
+        status = (
+            unsettled.to(torch.int32) * UNSETTLED
+            + (~fits).to(torch.int32) * TRUNCATED
+            + ((num_valid > size) & (num_kept < self.max_detections)).to(torch.int32) * TOO_MANY_CANDIDATES
+            + (~finite).to(torch.int32) * NOT_FINITE
+        )
+        return NMSOutput(boxes, scores, labels, used.to(torch.int32).sum(dim=1, dtype=torch.int32), status)
+
+
+def _choose(scores: Tensor, count: int) -> tuple[Tensor | None, Tensor]:
+    """Indices (N, K) of the highest of (N, P) scores, of equal ones the first, in ascending order but for the last that
+    tie; None where all are chosen. And their scores.
+    """
+    total = scores.shape[1]
+    if count == total:
+        return None, scores
+    least = scores.topk(count, dim=1).values[:, -1:]
+    # Distinct keys: what is above the least score that is chosen, then what equals it, each from the first on.
+    backwards = total - torch.arange(total, dtype=torch.float32, device=scores.device)
+    key = torch.where(scores > least, backwards + total, torch.where(scores == least, backwards, 0.0))
+    chosen = key.topk(count, dim=1).indices
+    return chosen, scores.gather(1, chosen)
+
+
+def _descending(scores: Tensor) -> Tensor:
+    """Indices that sort (N, K) scores, highest first, of equal ones the first first."""
+    size = scores.shape[1]
+    better = _column_sums((scores[:, :, None] > scores[:, None]).to(torch.float32))[:, 0]
+    key = better * size + torch.arange(size, dtype=torch.float32, device=scores.device)
+    return (-key).topk(size, dim=1).indices
+
+
+def _column_sums(matrix: Tensor) -> Tensor:
+    """Sums (N, 1, K) of matrices (N, K, K) of zeros and ones: a product is faster than ReduceSum in ONNX Runtime."""
+    return torch.matmul(matrix.new_ones(1, matrix.shape[1]), matrix)
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows (N, K, D) of values (N, P, D) at indices (N, K)."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
+
+
+def _is_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether all values of each image are finite, (N,): only then is their sum, of values far from the largest."""
+    total = torch.stack([tensor.flatten(1).sum(dim=1) for tensor in tensors]).sum(dim=0)
+    return total.abs() <= torch.finfo(torch.float32).max
+
+
+def _float32_down(value: float) -> float:
+    """The largest float32 that is not above a number: float32 values are above either or neither."""
+    rounded = np.float32(value)
+    return float(rounded if float(rounded) <= value else np.nextafter(rounded, np.float32(-1)))
