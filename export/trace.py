@@ -7,11 +7,12 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import onnx
 import onnxscript.optimizer
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import ExportError
 from .fold import fold_layers
@@ -47,38 +48,42 @@ def trace(
     Raises:
         ExportError: if the module cannot be traced, with the tracer's reason
     """
-    return trace_inputs(module, {INPUT_NAME: (in_channels, *input_size)}, output_names)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    # A batch of two: torch.export takes a dimension of one for a constant.
+    example = torch.zeros(2, in_channels, *input_size, device=device)
+    batch = torch.export.Dim("batch", min=1, max=MAX_TRACED_BATCH)
+    return trace_examples(module, {INPUT_NAME: example}, ({0: batch},), output_names)
 
 
-def trace_inputs(
-    module: nn.Module, inputs: Mapping[str, tuple[int, ...]], output_names: Sequence[str]
+def trace_examples(
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    dynamic_shapes: Sequence[Mapping[int, Any]],
+    output_names: Sequence[str],
 ) -> onnx.ModelProto:
-    """Trace a module of several inputs, or of inputs that are no images, to ONNX with a dynamic batch.
+    """Trace a module to ONNX with whichever inputs it has.
 
     Args:
-        module: in evaluation mode; it maps float32 tensors, N first, to a tensor, or to several, N first
-        inputs: names of its inputs in their order, with their shapes without N
+        module: in evaluation mode
+        examples: by the name that each input gets, in the order of the arguments of `forward`
+        dynamic_shapes: for each of them, which dimensions are dynamic: a `torch.export.Dim` by their number
         output_names: what to call its outputs, in their order
 
     Returns:
-        a checked and simplified model of opset 20, weights inside, with those inputs and outputs
+        a checked and simplified model of opset 20, weights inside
 
     Raises:
         ExportError: if the module cannot be traced, with the tracer's reason
     """
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    # A batch of two: torch.export takes a dimension of one for a constant.
-    examples = tuple(torch.zeros(2, *shape, device=device) for shape in inputs.values())
-    batch = torch.export.Dim("batch", min=1, max=MAX_TRACED_BATCH)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                examples,
+                tuple(examples.values()),
                 dynamo=True,
-                input_names=list(inputs),
+                input_names=list(examples),
                 output_names=list(output_names),
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                dynamic_shapes=tuple(dict(dynamic) for dynamic in dynamic_shapes),
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,
@@ -99,9 +104,10 @@ def trace_inputs(
         raise
     except Exception as e:  # the tracer raises errors of many kinds, some of them private to it
         reason = str(e).strip().splitlines()
-        sizes = ", ".join("×".join(map(str, shape[-2:])) for shape in inputs.values())
+        sizes = " and ".join("×".join(map(str, example.shape[2:])) for example in examples.values())
         raise ExportError(
-            f"{type(module).__name__} cannot be traced at {sizes}: {reason[0] if reason else type(e).__name__}"
+            f"{type(module).__name__} cannot be traced at {sizes}: "
+            f"{reason[0] if reason else type(e).__name__}"
         ) from e
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "holocron-edge", ""
