@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -83,7 +84,7 @@ def trace_examples(
                 dynamo=True,
                 input_names=list(examples),
                 output_names=list(output_names),
-                dynamic_shapes=tuple(dict(dynamic) for dynamic in dynamic_shapes),
+                dynamic_shapes=_by_argument(module, dynamic_shapes),
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,
@@ -112,6 +113,13 @@ def trace_examples(
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "holocron-edge", ""
     return simplify(model)
+
+
+def _by_argument(module: nn.Module, dynamic_shapes: Sequence[Mapping[int, Any]]) -> tuple[Any, ...]:
+    """One entry an argument of `forward`; those that it takes as `*args` are together one."""
+    shapes = tuple(dict(dynamic) for dynamic in dynamic_shapes)
+    kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
+    return (shapes,) if inspect.Parameter.VAR_POSITIONAL in kinds else shapes
 
 
 @contextlib.contextmanager

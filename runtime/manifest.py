@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from .errors import BundleError
+from .post_processing import PostProcessing, parse_post_processing
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -208,6 +209,7 @@ class Manifest:
         provenance: what made it: versions, weights, seed, time. Information only; nothing is decided by it.
         frame: the frames that the network takes, if resizing and normalization are part of its graph; None if it takes
             what they give.
+        post_processing: what the graph makes of the network's own outputs; None if it gives those.
     """
 
     name: str
@@ -219,12 +221,17 @@ class Manifest:
     artefacts: tuple[Artefact, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     frame: FrameSpec | None = None
+    post_processing: PostProcessing | None = None
 
     def to_json(self) -> str:
         """The manifest as it stands in `manifest.json`."""
         values = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         if self.frame is None:  # a key that older readers of this version do not know
             del values["frame"]
+        if self.post_processing is None:
+            del values["post_processing"]
+        else:
+            values["post_processing"] = self.post_processing.to_dict()
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -366,6 +373,7 @@ class _Parser:
             artefacts=self.sequence(data.get("artefacts", []), "artefacts", self.artefact),
             provenance=self.mapping(data.get("provenance", {}), "provenance"),
             frame=None if data.get("frame") is None else self.frame(data["frame"], "frame"),
+            post_processing=parse_post_processing(self, data.get("post_processing"), "post_processing"),
         )
         if not result.inputs or not result.outputs:
             raise self.fail("inputs and outputs", "need one entry at least")

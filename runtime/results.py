@@ -124,12 +124,16 @@ class Segmentation:
         labels: one name a class.
         frame_size: height and width in pixels of the image that was given.
         preprocessing: how that image became the network's input.
+        fits_frame: whether the class map is that of the image's pixels already.
+        probabilities: float32 array `(classes, h, w)`, softmax over the classes, where the network gives it.
     """
 
     class_map: NDArray[np.uint8] | NDArray[np.int32]
     labels: tuple[str, ...]
     frame_size: tuple[int, int]
     preprocessing: Preprocessing
+    fits_frame: bool = False
+    probabilities: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.class_map.ndim != 2 or not self.class_map.size or not self.labels:
@@ -144,11 +148,10 @@ class Segmentation:
         Returns:
             class map of the image's height and width, of the same type
         """
-        H, W = self.preprocessing.size
-        height, width = self.frame_size
-        top, left, inner_height, inner_width = padded_box(height, width, self.preprocessing)
-        rows = _nearest(height, inner_height, top, H, self.class_map.shape[0])
-        columns = _nearest(width, inner_width, left, W, self.class_map.shape[1])
+        if self.fits_frame:
+            return self.class_map
+        cells = (self.class_map.shape[0], self.class_map.shape[1])
+        rows, columns = cells_of_pixels(cells, self.preprocessing, self.frame_size)
         return self.class_map[rows[:, None], columns]
 
     def regions(self, k: int | None = None) -> list[Region]:
@@ -199,6 +202,28 @@ class Segmentation:
         largest = self.regions(1)[0]
         height, width = self.frame_size
         return f"Segmentation({height}×{width}, {largest.label!r} on {largest.share:.1%} of it)"
+
+
+def cells_of_pixels(
+    cells: tuple[int, int], preprocessing: Preprocessing, frame_size: tuple[int, int] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each row and column of an image, the cell of a network's answer that its centre falls into.
+
+    Args:
+        cells: height and width of the answer, which covers the whole input
+        preprocessing: how the image becomes the network's input
+        frame_size: height and width of the image in pixels; None for the network's input itself
+
+    Returns:
+        indices of rows `(height,)` and of columns `(width,)`
+    """
+    H, W = preprocessing.size
+    height, width = frame_size or (H, W)
+    top, left, inner_height, inner_width = (0, 0, H, W)
+    if frame_size is not None:
+        top, left, inner_height, inner_width = padded_box(height, width, preprocessing)
+    rows = _nearest(height, inner_height, top, H, cells[0])
+    return rows, _nearest(width, inner_width, left, W, cells[1])
 
 
 def _nearest(length: int, inner: int, offset: int, outer: int, cells: int) -> NDArray[np.int64]:

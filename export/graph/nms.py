@@ -6,8 +6,7 @@ suppressions ("Enhancing Geometric Factors in Model Learning and Inference for O
 Segmentation", Cluster-NMS, arXiv 2005.03572). The number of steps is fixed in the graph. A scene with a longer chain is
 reported, not passed off as an answer.
 
-No step leaves the order of equal scores to the backend: those of ONNX Runtime, OpenVINO and TensorRT differ in which of
-two equal values their TopK takes. Every TopK that decides something here is of distinct keys.
+No step leaves the order of equal scores to the backend: see :mod:`export.graph.ranking`.
 """
 
 from __future__ import annotations
@@ -21,11 +20,10 @@ from torch import Tensor, nn
 
 from runtime.nms import NOT_FINITE, TOO_MANY_CANDIDATES, TRUNCATED, UNSETTLED, check_limits
 
+from .ranking import LARGEST_RANKED, MOST_VALUES, choose_best, column_sums, descending, is_finite, rows_at
+
 __all__ = ["NMSOutput", "NonMaxSuppression"]
 
-LARGEST_CANDIDATES = 3839
-"""TensorRT 10 sorts fewer than 3840 values; and the keys below stay whole numbers that float32 holds exactly."""
-_LARGEST_KEY = 2**23
 _LEFT_OUT = -1.0
 """Score of what is no candidate: below every score."""
 
@@ -85,9 +83,9 @@ class NonMaxSuppression(nn.Module):
     ) -> None:
         super().__init__()
         check_limits(score_threshold, iou_threshold, max_detections, candidates)
-        if candidates > LARGEST_CANDIDATES:
+        if candidates > LARGEST_RANKED:
             raise ValueError(
-                f"candidates is {candidates}, expected {LARGEST_CANDIDATES} at most: TensorRT sorts no more values"
+                f"candidates is {candidates}, expected {LARGEST_RANKED} at most: TensorRT sorts no more values"
             )
         if isinstance(steps, bool) or not isinstance(steps, int):
             raise TypeError(f"steps is {steps!r}, expected an integer")
@@ -127,9 +125,9 @@ class NonMaxSuppression(nn.Module):
         if boxes.shape[1:] != (num_boxes, 4):
             raise ValueError(f"boxes of shape {tuple(boxes.shape)} do not fit scores of shape {tuple(scores.shape)}")
         total = num_boxes * (num_classes if self.multi_label else 1)
-        if total > _LARGEST_KEY:
-            raise ValueError(f"{total} candidates are more than the {_LARGEST_KEY} that this can tell apart")
-        finite = _is_finite([boxes, scores, *watched])
+        if total > MOST_VALUES:
+            raise ValueError(f"{total} candidates are more than the {MOST_VALUES} that this can tell apart")
+        finite = is_finite([boxes, scores, *watched])
 
         best = scores.flatten(1) if self.multi_label else scores.amax(dim=2)
         has_extent = (boxes[..., :2] < boxes[..., 2:]).all(dim=2)
@@ -140,11 +138,11 @@ class NonMaxSuppression(nn.Module):
         num_valid = valid.to(torch.int32).sum(dim=1, dtype=torch.int32)
         best = torch.where(valid, best, _LEFT_OUT)
 
-        chosen, values = _choose(best, min(self.candidates, total))
+        chosen, values = choose_best(best, min(self.candidates, total))
         boxes, labels = self._details(chosen, boxes, scores)
-        order = _descending(values)
+        order = descending(values)
         values, labels = values.gather(1, order), labels.gather(1, order)
-        boxes = _rows(boxes, order)
+        boxes = rows_at(boxes, order)
 
         keep, unsettled = self._suppress(boxes, labels)
         keep = keep & (values >= 0)
@@ -158,9 +156,9 @@ class NonMaxSuppression(nn.Module):
             if chosen is None:
                 chosen = torch.arange(boxes.shape[1] * num_classes, device=boxes.device).expand(boxes.shape[0], -1)
             box = torch.div(chosen, num_classes, rounding_mode="trunc")
-            return _rows(boxes, box), (chosen - box * num_classes).to(boxes.dtype)
+            return rows_at(boxes, box), (chosen - box * num_classes).to(boxes.dtype)
         if chosen is not None:
-            boxes, scores = _rows(boxes, chosen), _rows(scores, chosen)
+            boxes, scores = rows_at(boxes, chosen), rows_at(scores, chosen)
         # The first of the largest: which one ArgMax takes is up to the backend. Class numbers are exact in float32.
         number = torch.arange(num_classes, dtype=scores.dtype, device=scores.device)
         is_best = scores == scores.amax(dim=2, keepdim=True)
@@ -181,7 +179,7 @@ class NonMaxSuppression(nn.Module):
         threshold = torch.where(position[:, None] < position, _float32_down(self.iou_threshold), 2.0)
         suppresses = ((iou > threshold) & (labels[:, :, None] == labels[:, None])).to(boxes.dtype)
 
-        before = keep = (_column_sums(suppresses) < 0.5).to(boxes.dtype)
+        before = keep = (column_sums(suppresses) < 0.5).to(boxes.dtype)
         for _ in range(self.steps - 1):
             before = keep
             # A sum of zeros and ones, exact in every type that a backend may multiply in.
@@ -207,7 +205,7 @@ class NonMaxSuppression(nn.Module):
         rows = min(self.max_detections, size)
         key, index = key.topk(rows, dim=1)
         used = key > 0
-        boxes = torch.where(used[..., None], _rows(boxes, index), 0.0)
+        boxes = torch.where(used[..., None], rows_at(boxes, index), 0.0)
         scores = torch.where(used, scores.gather(1, index), 0.0)
         labels = torch.where(used, labels.gather(1, index), -1.0).to(torch.int32)
         missing = self.max_detections - rows
@@ -223,45 +221,6 @@ class NonMaxSuppression(nn.Module):
             + (~finite).to(torch.int32) * NOT_FINITE
         )
         return NMSOutput(boxes, scores, labels, used.to(torch.int32).sum(dim=1, dtype=torch.int32), status)
-
-
-def _choose(scores: Tensor, count: int) -> tuple[Tensor | None, Tensor]:
-    """Indices (N, K) of the highest of (N, P) scores, of equal ones the first, in ascending order but for the last that
-    tie; None where all are chosen. And their scores.
-    """
-    total = scores.shape[1]
-    if count == total:
-        return None, scores
-    least = scores.topk(count, dim=1).values[:, -1:]
-    # Distinct keys: what is above the least score that is chosen, then what equals it, each from the first on.
-    backwards = total - torch.arange(total, dtype=torch.float32, device=scores.device)
-    key = torch.where(scores > least, backwards + total, torch.where(scores == least, backwards, 0.0))
-    chosen = key.topk(count, dim=1).indices
-    return chosen, scores.gather(1, chosen)
-
-
-def _descending(scores: Tensor) -> Tensor:
-    """Indices that sort (N, K) scores, highest first, of equal ones the first first."""
-    size = scores.shape[1]
-    better = _column_sums((scores[:, :, None] > scores[:, None]).to(torch.float32))[:, 0]
-    key = better * size + torch.arange(size, dtype=torch.float32, device=scores.device)
-    return (-key).topk(size, dim=1).indices
-
-
-def _column_sums(matrix: Tensor) -> Tensor:
-    """Sums (N, 1, K) of matrices (N, K, K) of zeros and ones: a product is faster than ReduceSum in ONNX Runtime."""
-    return torch.matmul(matrix.new_ones(1, matrix.shape[1]), matrix)
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """Rows (N, K, D) of values (N, P, D) at indices (N, K)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
-
-
-def _is_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether all values of each image are finite, (N,): only then is their sum, of values far from the largest."""
-    total = torch.stack([tensor.flatten(1).sum(dim=1) for tensor in tensors]).sum(dim=0)
-    return total.abs() <= torch.finfo(torch.float32).max
 
 
 def _float32_down(value: float) -> float:

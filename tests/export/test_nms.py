@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms
 from export.engine import build_engine
 from export.gate import tensorrt10_problems
 from export.graph.nms import NonMaxSuppression
-from export.trace import trace_inputs
+from export.graph.attach import trace_tail
 from runtime.backends import open_session
 from runtime.manifest import EngineInfo
 from runtime.nms import NOT_FINITE, TOO_MANY_CANDIDATES, TRUNCATED, UNSETTLED, nms, select_detections
@@ -123,7 +123,7 @@ def test_keeps_what_torchvision_keeps(count):
 def graph():
     """40 of 120 candidates, 30 rows, 12 steps: too few for some scenes."""
     module = NonMaxSuppression(0.1, 0.45, 30, 40, 12)
-    return module, trace_inputs(module, {"boxes": (BOXES, 4), "scores": (BOXES, CLASSES)}, OUTPUTS)
+    return module, trace_tail(module, {"boxes": (BOXES, 4), "scores": (BOXES, CLASSES)}, OUTPUTS)
 
 
 def padded(boxes, scores, labels):
@@ -182,7 +182,7 @@ def test_types_and_fixed_shapes(graph):
 def test_passes_the_gate_and_tensorrt_rtx_builds_it(multi_label):
     pytest.importorskip("tensorrt_rtx")
     module = NonMaxSuppression(0.25, 0.45, 20, 50, 6, multi_label)
-    model = trace_inputs(module, {"boxes": (BOXES, 4), "scores": (BOXES, CLASSES)}, OUTPUTS)
+    model = trace_tail(module, {"boxes": (BOXES, 4), "scores": (BOXES, CLASSES)}, OUTPUTS)
     assert tensorrt10_problems(model) == []
     assert len(build_engine(model.SerializeToString(), EngineInfo("tensorrt_rtx", "1.7.1", "8.6", 2))) > 1000
 
