@@ -5,14 +5,17 @@ Torch is imported only where an architecture is built, onnx only where a graph i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.backends import open_session
+from runtime.backends.base import Session
 from runtime.manifest import Artefact, EngineInfo, Manifest, TensorSpec, artefact_path, read_manifest
 
 from . import engine as engines
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from .graph.check import Expect
+
 
 @dataclass(frozen=True)
 class Base:
@@ -35,10 +40,12 @@ class Base:
         manifest: everything but the artefacts.
         kept: artefacts of an existing bundle that stay.
         folder: that bundle; None for a new one.
-        load_graph: gives the float32 graph; of a new bundle once.
+        load_graph: gives the float32 graph of the network alone; of a new bundle once.
         load_reference: gives the network that artefacts are compared with.
         reference_name: what that is.
         trained: False for random weights.
+        load_tail: gives what stands behind the network in every graph that is written; None if nothing does.
+        expect: what that should make of the network's own outputs; None if nothing stands there.
     """
 
     manifest: Manifest
@@ -48,6 +55,8 @@ class Base:
     load_reference: Callable[[], Network]
     reference_name: str
     trained: bool
+    load_tail: Callable[[], onnx.ModelProto | None] = lambda: None
+    expect: Expect | None = None
 
     def has(self, variant: str) -> bool:
         """Whether a graph of that precision and scheme is there already."""
@@ -69,6 +78,7 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
     try:
         import torch
 
+        from .graph.outputs import make_tail
         from .source import from_module, load_source, read_labels
         from .trace import INPUT_NAME, trace
     except ImportError as e:
@@ -86,7 +96,8 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
     size = source.preprocessing.size
     device = next((p.device for p in source.module.parameters()), torch.device("cpu"))
 
-    names = [output.name for output in source.outputs]
+    tail = make_tail(spec, source)
+    names = tuple(output.name for output in source.outputs)
 
     def reference(batch: FloatArray) -> Outputs:
         with torch.inference_mode():
@@ -99,15 +110,27 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
         task=source.task,
         labels=source.labels,
         inputs=(TensorSpec(INPUT_NAME, "float32", ("batch", 3, *size)),),
-        outputs=source.outputs,
+        outputs=source.outputs if tail is None else tail.outputs,
         preprocessing=source.preprocessing,
         provenance={"torch": torch.__version__, **source.provenance},
+        post_processing=None if tail is None else tail.post_processing,
     )
     _check_manifest(manifest)
     with progress.stage(f"tracing at {size[0]}×{size[1]}"):
         graphs = [trace(source.module, size, output_names=names)]
+        behind = None if tail is None else tail.trace(source.outputs)
     # Given away, not kept: a graph may be gigabytes, and is on disk once it is written.
-    return Base(manifest, (), None, graphs.pop, lambda: reference, "pytorch", source.trained)
+    return Base(
+        manifest,
+        (),
+        None,
+        graphs.pop,
+        lambda: reference,
+        "pytorch",
+        source.trained,
+        lambda: behind,
+        None if tail is None else tail.expect(source.preprocessing, device),
+    )
 
 
 def _check_eval(spec: ExportSpec, task: str) -> None:
@@ -140,6 +163,8 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
         "--num-classes": spec.num_classes is not None,
         "--labels": spec.labels is not None,
         "--input-size": spec.input_size is not None or spec.preprocessing is not None,
+        "--raw" if spec.end_to_end is False else "--end-to-end": spec.end_to_end is not None,
+        **{f"--{option.replace('_', '-')}": True for option in spec.post_processing_options},
     }
     for option, is_given in given.items():
         if is_given:
@@ -155,12 +180,44 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
     path = folder / floats[0].file
     kept = _kept(manifest, spec, warn)
 
+    post = manifest.post_processing
+
     def reference() -> Network:
-        return session_network(open_session(path, "onnxruntime"))
+        model: Path | bytes = path if post is None else load_network(path, manifest).SerializeToString()
+        return session_network(open_session(model, "onnxruntime"))
+
+    def tail() -> onnx.ModelProto | None:
+        from .graph.attach import tail_behind
+
+        return None if post is None else tail_behind(load_onnx(path))
+
+    def expect(raw: Mapping[str, FloatArray]) -> Mapping[str, NDArray[Any]]:
+        assert post is not None
+        if post.kind == "detections":  # what decodes is known to the graph alone
+            return tail_session().run(dict(raw))
+        from .graph.check import expect_in_numpy
+
+        return expect_in_numpy(post, manifest.preprocessing.size)(raw)
+
+    @functools.cache
+    def tail_session() -> Session:
+        behind = tail()
+        assert behind is not None
+        return open_session(behind.SerializeToString(), "onnxruntime")
 
     trained = manifest.provenance.get("weights") != "random"
     bare = replace(manifest, artefacts=())
-    return Base(bare, kept, folder, lambda: load_onnx(path), reference, "onnx-fp32", trained)
+    return Base(
+        bare,
+        kept,
+        folder,
+        lambda: load_network(path, manifest),
+        reference,
+        "onnx-fp32",
+        trained,
+        tail,
+        None if post is None else expect,
+    )
 
 
 def _kept(manifest: Manifest, spec: ExportSpec, warn: Callable[[str], None]) -> tuple[Artefact, ...]:
@@ -203,6 +260,33 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     model = onnx.load(path)
     del model.metadata_props[:]
     return model
+
+
+def load_network(path: Path, manifest: Manifest) -> onnx.ModelProto:
+    """A graph of a bundle, without the manifest in its metadata and without what stands behind the network.
+
+    Raises:
+        ExportError: if there is no onnx here
+    """
+    model = load_onnx(path)
+    if manifest.post_processing is None:
+        return model
+    from .graph.attach import network_in_front
+
+    return network_in_front(model, task_export(manifest.task).output_names)
+
+
+def open_compared(path: Path, base: Base) -> Session:
+    """Open a graph that was made, to be compared: one with something behind its network gives the network's own outputs
+    too, since little can be told from the rest alone.
+    """
+    if base.manifest.post_processing is None:
+        return open_session(path, "onnxruntime")
+    from .graph.attach import seam
+    from .onnx_graph import serialized_with_outputs
+
+    model = load_onnx(path)
+    return open_session(serialized_with_outputs(model, seam(model)), "onnxruntime")
 
 
 def session_network(session: Any) -> Network:

@@ -33,6 +33,26 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--num-classes", type=int, metavar="N", help="Number of classes.  [default: from labels or weights]")
 @click.option("--labels", type=_FILE, help="Text file with a class name a line.")
 @click.option("--input-size", type=int, nargs=2, metavar="H W", help="Pixels.  [default: from weights or architecture]")
+@click.option(
+    "--end-to-end/--raw",
+    "end_to_end",
+    default=None,
+    help="Whether graphs give what a program wants (detections, class map, probabilities) or the network's own outputs."
+    "  [default: detections of detectors, logits of others]",
+)
+@click.option("--score-threshold", type=float, metavar="P", help="Least score of a box.  [default: the detector's own]")
+@click.option(
+    "--iou-threshold",
+    type=float,
+    metavar="P",
+    help="Most that boxes of a class overlap.  [default: the detector's own]",
+)
+@click.option("--max-detections", type=int, metavar="N", help="Boxes an image, at most.  [default: 100]")
+@click.option("--candidates", type=int, metavar="N", help="Boxes that suppression looks at.  [default: 300]")
+@click.option("--nms-steps", type=int, metavar="N", help="Steps of suppression; too few are reported.  [default: 16]")
+@click.option("--probabilities", is_flag=True, help="Give probabilities of the classes, not logits.")
+@click.option("--top-k", type=int, metavar="K", help="Give the K likeliest classes and their probabilities.")
+@click.option("--class-map", is_flag=True, help="Give the class of each pixel.")
 @click.option("--fp16", is_flag=True, help="Also write the float16 graph.")
 @click.option("--int8", is_flag=True, help="Also write INT8 graphs, for CPUs and for TensorRT.")
 @click.option(

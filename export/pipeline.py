@@ -14,11 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calib import find_labelled_images
-from runtime.backends import open_session
 from runtime.manifest import MANIFEST_NAME, SCHEMES, Artefact, Manifest
 
 from . import engine as engines
-from .base import Base, engine_infos, engine_libraries, engine_variants, from_bundle, from_model, session_network
+from .base import (
+    Base,
+    engine_infos,
+    engine_libraries,
+    engine_variants,
+    from_bundle,
+    from_model,
+    open_compared,
+    session_network,
+)
 from .bundle import BundleWriter, check_destination
 from .graphs import make_graphs, summarize_kept, unlabelled_images
 from .int8_report.files import keep_report, read_summary, write_report
@@ -126,7 +134,7 @@ def _verify(
     comparisons: dict[str, Comparison] = {}
     with progress.stage(f"verifying {len(made)} artefacts on {len(images)} images"):
         for artefact in made:  # one after the other: a large network is in memory once, not once an artefact
-            session = open_session(writer.folder / artefact.file, "onnxruntime")
+            session = open_compared(writer.folder / artefact.file, base)
             try:
                 comparisons[artefact.file], read = compare_networks(
                     session_network(session),
@@ -135,6 +143,7 @@ def _verify(
                     base.manifest.preprocessing,
                     task.class_axis,
                     progress.update,
+                    _comparison(base),
                 )
             finally:
                 session.close()
@@ -146,12 +155,32 @@ def _verify(
         comparison = comparisons[artefact.file]
         result = comparison.result(base.reference_name, truths)
         check(artefact, result, spec.tolerances, base.trained, comparison.errors(), task.agreement)
+        _check_post_processing(artefact, comparison, warn)
         if result.accuracy is not None and result.reference_accuracy is not None:
             lost = result.reference_accuracy - result.accuracy
             if lost > _WORTH_SAYING_POINTS:
                 warn(f"{artefact.file} loses {100 * lost:.1f} points: try more images or another --calib-method")
         verified.append(replace(artefact, verification=result))
     return verified
+
+
+def _comparison(base: Base) -> Comparison | None:
+    """What compares networks with something behind them; None for those without."""
+    post = base.manifest.post_processing
+    if post is None or base.expect is None:
+        return None
+    from .graph.check import PostComparison
+
+    return PostComparison(post, base.expect, task_export(base.manifest.task).class_axis)
+
+
+def _check_post_processing(artefact: Artefact, comparison: Comparison, warn: Callable[[str], None]) -> None:
+    from .graph.check import PostComparison
+
+    if isinstance(comparison, PostComparison):
+        comparison.check(artefact.file)
+        if comparison.detections == 0:
+            warn(f"{artefact.file} and the reference found nothing on these images: its boxes were not compared")
 
 
 def _build_engines(

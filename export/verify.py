@@ -143,6 +143,7 @@ def compare_networks(
     preprocessing: Preprocessing,
     class_axis: int | None = 1,
     progress: Callable[[int, int], None] | None = None,
+    comparison: Comparison | None = None,
 ) -> tuple[Comparison, list[int]]:
     """Run two networks over the same images and compare them, each image read once.
 
@@ -153,6 +154,7 @@ def compare_networks(
         preprocessing: how they become the networks' input
         class_axis: dimension of the outputs in which the classes lie, or None
         progress: called with the number of images done and the number in all
+        comparison: what to add them to; None for a new one
 
     Returns:
         the comparison, and the positions in `images` of those that were read
@@ -160,7 +162,7 @@ def compare_networks(
     height, width = preprocessing.size
     batch_size = min(_BATCH, max(1, _BATCH_PIXELS // (height * width)))  # feature maps grow with the pixels
     stream = ImageStream(images, preprocessing, batch_size)
-    comparison = Comparison(class_axis)
+    comparison = comparison or Comparison(class_axis)
     done = 0
     for batch in stream:
         comparison.add(network(batch), reference(batch))

@@ -8,14 +8,17 @@
 Importing this imports no backend.
 """
 
+from .detections import Detection, Detections
 from .errors import BackendError, BundleError, HolocronError, ImageError, InputError
 from .model import Model, load
-from .results import Classification, Prediction, Region, Segmentation
+from .results import Classification, Prediction, Region, Segmentation, TopClasses
 
 __all__ = [
     "BackendError",
     "BundleError",
     "Classification",
+    "Detection",
+    "Detections",
     "HolocronError",
     "ImageError",
     "InputError",
@@ -23,5 +26,6 @@ __all__ = [
     "Prediction",
     "Region",
     "Segmentation",
+    "TopClasses",
     "load",
 ]

@@ -13,8 +13,9 @@ import click
 from .backends import BACKENDS
 from .bench import BenchRow, benchmark
 from .cli_errors import USAGE, OneLineCommand, print_error
+from .detections import Detections
 from .errors import BackendError, BundleError, HolocronError, ImageError
-from .images import list_images
+from .images import list_images, open_image
 from .model import Model, load
 from .results import Segmentation
 from .table import format_table
@@ -31,7 +32,7 @@ _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
     "--top", type=click.IntRange(1), help="Classes to print for each image; by default the likeliest, or all."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list, one object an image.")
-@click.option("--save", type=_FOLDER, help="Folder for the class map of each image, as a coloured PNG.")
+@click.option("--save", type=_FOLDER, help="Folder for each image's class map, or its boxes drawn on it.")
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="By default the best that suits the backend.")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="By default the best that is installed.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads; by default the physical cores.")
@@ -47,10 +48,10 @@ def run(
     threads: int | None,
     device: str | None,
 ) -> int:
-    """Classify or segment each IMAGE with BUNDLE. A folder stands for the images in it, sorted.
+    """Classify, segment or find objects in each IMAGE with BUNDLE. A folder stands for the images in it, sorted.
 
-    Of a classifier the likeliest class is printed, of a segmenter the share of the pixels that each class has. An image
-    that cannot be taken is reported on stderr, the others are still answered, and the exit code is 2.
+    Of a classifier the likeliest class is printed, of a segmenter the share of the pixels that each class has, of a
+    detector every object. An image that cannot be taken is reported on stderr, the others are still answered, and the exit code is 2.
     """
     with load(bundle, precision, backend, threads, device) as model:
         behaviour = task_behaviour(model.manifest)
@@ -65,11 +66,13 @@ def run(
 
 
 class _Saver:
-    """Writes class maps into a folder, each under the name of its image, with a number where two have the same."""
+    """Writes class maps, or images with boxes drawn on them, into a folder, each under the name of its image, with a number where two have the same."""
 
     def __init__(self, folder: Path, model: Model) -> None:
-        if model.task != "segmentation":
-            raise BundleError(f"--save writes class maps, which a bundle for {model.task} does not give: leave it out")
+        if model.task == "classification":
+            raise BundleError(
+                f"--save writes class maps and boxes, which a bundle for {model.task} does not give: leave it out"
+            )
         self._folder, self._taken = folder, set[str]()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -77,14 +80,14 @@ class _Saver:
             raise ImageError(f"cannot make the folder {folder}: {e.strerror or e}") from e
 
     def __call__(self, image: Path, result: Result) -> str:
-        assert isinstance(result, Segmentation)
+        assert isinstance(result, (Segmentation, Detections))
         name, number = image.stem, 1
         while name in self._taken:
             name, number = f"{image.stem}-{number}", number + 1
         self._taken.add(name)
         path = self._folder / f"{name}.png"
         try:
-            result.image().save(path)
+            (result.image() if isinstance(result, Segmentation) else result.draw(open_image(image))).save(path)
         except OSError as e:
             raise ImageError(f"cannot write {path}: {e.strerror or e}") from e
         return str(path)
@@ -99,6 +102,8 @@ def _answers(model: Model, image: Path, top: int | None, saver: _Saver | None) -
         else:
             result = model(image)
             saved = {} if saver is None else {"saved": saver(image, result)}
+            for remark in result.remarks if isinstance(result, Detections) else ():
+                print_error(f"{image}: {remark}")
             yield {"image": str(image), **result.to_dict(top), **saved}
     except ImageError as e:
         print_error(str(e))

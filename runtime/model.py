@@ -77,15 +77,16 @@ class Model:
     def __call__(self, image: Sequence[ImageSource]) -> list[Result]: ...
 
     def __call__(self, image: Any) -> Any:
-        """Classify or segment one image or several.
+        """Classify, segment or find objects in one image or several.
 
         Args:
             image: a path, a Pillow image or a uint8 array `(H, W, 3)`; or a list of those; or a uint8 array
                 `(N, H, W, 3)`
 
         Returns:
-            a :class:`~runtime.results.Classification` or a :class:`~runtime.results.Segmentation`, as the task is; for
-            several images a list of them in their order
+            a :class:`~runtime.results.Classification`, or a :class:`~runtime.results.TopClasses` where the network gives
+            those alone; a :class:`~runtime.results.Segmentation`; or :class:`~runtime.detections.Detections`; as the
+            task is; for several images a list of them in their order
 
         Raises:
             ImageError: if one is not an image that can be taken

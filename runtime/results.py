@@ -44,6 +44,17 @@ class Classification:
         if self.logits.ndim != 1 or len(self.labels) != self.logits.size or not self.labels:
             raise ValueError(f"{len(self.labels)} labels do not fit logits of shape {self.logits.shape}")
 
+    @classmethod
+    def from_probabilities(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...]) -> Classification:
+        """An answer of a network that gives probabilities: their logarithms serve as logits, to which a constant may be
+        added without changing what they say.
+
+        Args:
+            probabilities: float32 array of shape `(classes,)`, of sum 1
+            labels: one name a class
+        """
+        return cls(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)), labels)
+
     def top(self, k: int = 5) -> list[Prediction]:
         """The likeliest classes.
 
@@ -97,6 +108,57 @@ class Classification:
     def __repr__(self) -> str:
         others = len(self.labels) - 1
         return f"Classification({self.label!r}, score={self.score:.4f}, {others} other classes)"
+
+
+@dataclass(frozen=True, eq=False)
+class TopClasses:
+    """The likeliest classes of one image, of a network that gives no more than those.
+
+    Attributes:
+        predictions: likeliest first, 1 at least.
+    """
+
+    predictions: tuple[Prediction, ...]
+
+    def __post_init__(self) -> None:
+        if not self.predictions:
+            raise ValueError("there is no class: expected one at least")
+
+    def top(self, k: int = 5) -> list[Prediction]:
+        """The likeliest classes.
+
+        Args:
+            k: how many, 1 at least; all there are if those are fewer
+
+        Raises:
+            ValueError: if k is below 1
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}, expected 1 at least")
+        return list(self.predictions[:k])
+
+    @property
+    def index(self) -> int:
+        """Index of the likeliest class."""
+        return self.predictions[0].index
+
+    @property
+    def label(self) -> str:
+        """Name of the likeliest class."""
+        return self.predictions[0].label
+
+    @property
+    def score(self) -> float:
+        """Probability of the likeliest class, 0 to 1."""
+        return self.predictions[0].score
+
+    def to_dict(self, k: int | None = None) -> dict[str, Any]:
+        """The answer in plain values: see :meth:`Classification.to_dict`."""
+        top = [{"label": p.label, "index": p.index, "score": p.score} for p in self.top(5 if k is None else k)]
+        return {**top[0], "top": top}
+
+    def __repr__(self) -> str:
+        return f"TopClasses({self.label!r}, score={self.score:.4f}, {len(self.predictions) - 1} other classes)"
 
 
 @dataclass(frozen=True)
@@ -183,7 +245,7 @@ class Segmentation:
         if resized.dtype != np.uint8:
             return Image.fromarray(resized.astype(np.uint16))
         image = Image.fromarray(resized, "L")
-        image.putpalette(_palette(256).tobytes())
+        image.putpalette(palette(256).tobytes())
         return image
 
     def to_dict(self, k: int | None = None) -> dict[str, Any]:
@@ -234,7 +296,7 @@ def _nearest(length: int, inner: int, offset: int, outer: int, cells: int) -> ND
     return np.asarray(np.minimum(centres * cells // (2 * length * outer), cells - 1), np.int64)
 
 
-def _palette(colours: int) -> NDArray[np.uint8]:
+def palette(colours: int) -> NDArray[np.uint8]:
     """RGB colours that differ as much as they can early on: the bits of the index, lowest first, become the highest
     bits of red, green and blue in turn, as in the label images of Pascal VOC.
     """

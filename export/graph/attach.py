@@ -7,7 +7,7 @@ the counterpart at the other end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx
@@ -89,16 +89,17 @@ def attach(network: onnx.ModelProto, tail: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def network_in_front(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+def network_in_front(model: onnx.ModelProto, output_names: Callable[[int], tuple[str, ...]]) -> onnx.ModelProto:
     """The network of a graph that something is attached to.
 
     Args:
         model: what :func:`attach` made; it is changed in place, since it may be gigabytes
-        outputs: names of the network's own outputs, in their order
+        output_names: of a network of the task, how so many outputs are called, in their order
 
     Returns:
         the same model, equal to the network that was attached to
     """
+    outputs = output_names(len(seam(model)))
     replace_nodes(model, [node for node in model.graph.node if not _is_behind(node.name)])
     for i in reversed(range(len(model.graph.initializer))):
         if _is_behind(model.graph.initializer[i].name):
@@ -123,16 +124,18 @@ def tail_behind(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     nodes = [node for node in model.graph.node if _is_behind(node.name)]
     constants = [tensor for tensor in model.graph.initializer if _is_behind(tensor.name)]
-    made = {name for node in nodes for name in node.output} | {tensor.name for tensor in constants}
-    read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
     values = {value.name: value for value in model.graph.value_info}
-    graph = onnx.helper.make_graph(nodes, "post", [values[name] for name in read], model.graph.output, constants)
+    ends = [values[name] for name in seam(model)]
+    graph = onnx.helper.make_graph(nodes, "post", ends, model.graph.output, constants)
     return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def has_tail(model: onnx.ModelProto) -> bool:
-    """Whether something is attached to the network of a graph."""
-    return any(_is_behind(node.name) for node in model.graph.node)
+def seam(model: onnx.ModelProto) -> list[str]:
+    """Names of the tensors that the network gives and what is attached to it takes."""
+    nodes = [node for node in model.graph.node if _is_behind(node.name)]
+    made = {name for node in nodes for name in node.output}
+    read = dict.fromkeys(name for node in nodes for name in node.input if name and not _is_behind(name))
+    return [name for name in read if name not in made]
 
 
 def _is_behind(name: str) -> bool:

@@ -13,7 +13,7 @@ from runtime.preprocess import padded_box
 
 from .nms import NMSOutput, NonMaxSuppression
 
-__all__ = ["DetectionPostProcessing", "Detector"]
+__all__ = ["DetectionPostProcessing", "Detector", "pixels_of_boxes"]
 
 Decode = Callable[[Any], tuple[Tensor, Tensor]]
 
@@ -87,6 +87,21 @@ class Detector(nn.Module):
         raw: Any = self.network.raw_outputs(x)  # type: ignore[operator]
         heads: Sequence[Tensor] = raw if isinstance(raw, (list, tuple)) else [raw]
         return self.post_processing(*heads)
+
+
+def pixels_of_boxes(boxes: Tensor, preprocessing: Preprocessing, frame_size: tuple[int, int] | None) -> Tensor:
+    """Where boxes are, in pixels.
+
+    Args:
+        boxes: (..., 4), (xmin, ymin, xmax, ymax) relative to the network's input
+        preprocessing: how an image becomes that
+        frame_size: height and width of the image in whose pixels they are wanted; None for those of the network's input
+
+    Returns:
+        (..., 4), clipped to the image
+    """
+    scale, offset, limit = (torch.tensor(pair * 2) for pair in _placement(preprocessing, frame_size))
+    return torch.minimum((boxes * scale + offset).clamp(min=0), limit)
 
 
 Pair = tuple[float, float]

@@ -10,8 +10,8 @@ from torchvision.ops import batched_nms
 
 from export.engine import build_engine
 from export.gate import tensorrt10_problems
-from export.graph.nms import NonMaxSuppression
 from export.graph.attach import trace_tail
+from export.graph.nms import NonMaxSuppression
 from runtime.backends import open_session
 from runtime.manifest import EngineInfo
 from runtime.nms import NOT_FINITE, TOO_MANY_CANDIDATES, TRUNCATED, UNSETTLED, nms, select_detections
