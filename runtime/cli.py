@@ -51,7 +51,8 @@ def run(
     """Classify, segment or find objects in each IMAGE with BUNDLE. A folder stands for the images in it, sorted.
 
     Of a classifier the likeliest class is printed, of a segmenter the share of the pixels that each class has, of a
-    detector every object. An image that cannot be taken is reported on stderr, the others are still answered, and the exit code is 2.
+    detector every object. An image that cannot be taken is reported on stderr, the others are still answered, and the
+    exit code is 2.
     """
     with load(bundle, precision, backend, threads, device) as model:
         behaviour = task_behaviour(model.manifest)
@@ -66,7 +67,9 @@ def run(
 
 
 class _Saver:
-    """Writes class maps, or images with boxes drawn on them, into a folder, each under the name of its image, with a number where two have the same."""
+    """Writes class maps, or images with boxes drawn on them, into a folder, each under the name of its image, with a
+    number where two have the same.
+    """
 
     def __init__(self, folder: Path, model: Model) -> None:
         if model.task == "classification":
@@ -103,7 +106,7 @@ def _answers(model: Model, image: Path, top: int | None, saver: _Saver | None) -
             result = model(image)
             saved = {} if saver is None else {"saved": saver(image, result)}
             for remark in result.remarks if isinstance(result, Detections) else ():
-                print_error(f"{image}: {remark}")
+                click.echo(f"warning: {image}: {remark}", err=True)
             yield {"image": str(image), **result.to_dict(top), **saved}
     except ImageError as e:
         print_error(str(e))

@@ -84,9 +84,9 @@ class Model:
                 `(N, H, W, 3)`
 
         Returns:
-            a :class:`~runtime.results.Classification`, or a :class:`~runtime.results.TopClasses` where the network gives
-            those alone; a :class:`~runtime.results.Segmentation`; or :class:`~runtime.detections.Detections`; as the
-            task is; for several images a list of them in their order
+            as the task is, a :class:`~runtime.results.Classification`, or :class:`~runtime.results.TopClasses` where
+            the network gives those alone; a :class:`~runtime.results.Segmentation`; or
+            :class:`~runtime.detections.Detections`; for several images a list of them in their order
 
         Raises:
             ImageError: if one is not an image that can be taken

@@ -35,14 +35,14 @@ class NMSOutput(NamedTuple):
         boxes: (N, M, 4) float32, as the boxes that were given; 0 in rows that are not used.
         scores: (N, M) float32, descending; 0 in rows that are not used.
         labels: (N, M) int32, the class; -1 in rows that are not used.
-        count: (N,) int32, how many rows are used.
+        counts: (N,) int32, how many rows are used.
         status: (N,) int32, 0, or a sum of the flags of :mod:`runtime.nms`.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    count: Tensor
+    counts: Tensor
     status: Tensor
 
 

@@ -204,10 +204,10 @@ def test_a_chain_longer_than_the_steps_is_reported():
     for steps in range(2, 14):
         out = NonMaxSuppression(0.1, 0.4, 10, 10, steps)(boxes, scores)
         assert int(out.status) == (0 if steps >= 10 else UNSETTLED)
-        rows = out.scores[0, : int(out.count)]
+        rows = out.scores[0, : int(out.counts)]
         assert set(scores[0, ::2, 0].tolist()) <= set(rows.tolist())  # the even ones are what greedy keeps
         if steps >= 10:
-            assert int(out.count) == 5
+            assert int(out.counts) == 5
 
 
 def test_one_image_says_nothing_of_another(graph):
@@ -240,7 +240,7 @@ def test_every_class_of_a_box_can_be_a_candidate():
 def test_fewer_boxes_than_rows():
     out = NonMaxSuppression(0.1, 0.5, 8, 16)(torch.tensor([[[0.0, 0, 1, 1]]]), torch.tensor([[[0.5, 0.7]]]))
     assert out.boxes.shape == (1, 8, 4)
-    assert (int(out.count), out.labels[0].tolist()) == (1, [1] + [-1] * 7)
+    assert (int(out.counts), out.labels[0].tolist()) == (1, [1] + [-1] * 7)
 
 
 def test_flags_of_truncation_and_of_candidates_left_out():
@@ -250,7 +250,7 @@ def test_flags_of_truncation_and_of_candidates_left_out():
 
     def status(rows, candidates):
         out = NonMaxSuppression(0.1, 0.5, rows, candidates)(boxes, scores)
-        assert int(out.count) == min(rows, candidates)
+        assert int(out.counts) == min(rows, candidates)
         return int(out.status)
 
     assert status(6, 6) == 0
@@ -260,7 +260,7 @@ def test_flags_of_truncation_and_of_candidates_left_out():
     assert status(5, 5) == 0
     doubled = torch.cat([boxes, boxes], dim=1), torch.cat([scores, scores], dim=1)
     out = NonMaxSuppression(0.1, 0.5, 4, 5)(*doubled)
-    assert int(out.count) == 3
+    assert int(out.counts) == 3
     assert int(out.status) == TOO_MANY_CANDIDATES
 
 

@@ -102,7 +102,7 @@ class TestRun:
     def test_help(self):
         result = invoke(cli.run, "--help")
         assert result.exit_code == 0
-        assert "Classify or segment each IMAGE" in result.stdout
+        assert "Classify, segment or find objects in each IMAGE" in result.stdout
 
 
 class TestBench:
