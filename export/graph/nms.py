@@ -11,6 +11,7 @@ No step leaves the order of equal scores to the backend: see :mod:`export.graph.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,10 +21,13 @@ from torch import Tensor, nn
 
 from runtime.nms import NOT_FINITE, TOO_MANY_CANDIDATES, TRUNCATED, UNSETTLED, check_limits
 
-from .ranking import LARGEST_RANKED, MOST_VALUES, choose_best, column_sums, descending, is_finite, rows_at
+from .ranking import LARGEST_RANKED, MOST_VALUES, choose_best, descending, is_finite, rows_at
 
 __all__ = ["NMSOutput", "NonMaxSuppression"]
 
+_BLOCK = 320
+"""Candidates up to which the matrix is made in one piece. A larger one is cut into columns, without what lies below its
+diagonal, which fit into a processor's cache."""
 _LEFT_OUT = -1.0
 """Score of what is no candidate: below every score."""
 
@@ -166,27 +170,41 @@ class NonMaxSuppression(nn.Module):
 
     def _suppress(self, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Which of the sorted candidates (N, K) are kept, and of which images (N,) that is not settled yet."""
-        xmin, ymin, xmax, ymax = boxes.unbind(dim=2)
-        # Not 0, for 0 / 0 is above a threshold to OpenVINO, and not to others.
-        area = ((xmax - xmin) * (ymax - ymin)).clamp(min=torch.finfo(boxes.dtype).tiny)
-        width = torch.minimum(xmax[:, :, None], xmax[:, None]) - torch.maximum(xmin[:, :, None], xmin[:, None])
-        height = torch.minimum(ymax[:, :, None], ymax[:, None]) - torch.maximum(ymin[:, :, None], ymin[:, None])
-        # One of the two clamped is enough: a product below 0 is not above any threshold either.
-        overlap = width.clamp(min=0) * height
-        iou = overlap / (area[:, :, None] + area[:, None] - overlap)
-        position = torch.arange(boxes.shape[1], dtype=boxes.dtype, device=boxes.device)
-        # Only earlier candidates suppress: no IoU is above 2.
-        threshold = torch.where(position[:, None] < position, _float32_down(self.iou_threshold), 2.0)
-        suppresses = ((iou > threshold) & (labels[:, :, None] == labels[:, None])).to(boxes.dtype)
-
-        before = keep = (column_sums(suppresses) < 0.5).to(boxes.dtype)
-        for _ in range(self.steps - 1):
+        size = boxes.shape[1]
+        count = -(-size // _BLOCK)
+        edges = [size * i // count for i in range(count + 1)]
+        blocks = [self._suppressing(boxes, labels, start, end) for start, end in itertools.pairwise(edges)]
+        keep = torch.ones_like(blocks[-1][:, :, 0])[:, None]
+        before = keep
+        for _ in range(self.steps):
             before = keep
-            # A sum of zeros and ones, exact in every type that a backend may multiply in.
-            keep = (torch.matmul(keep, suppresses) < 0.5).to(boxes.dtype)
+            sums = [torch.matmul(keep[:, :, : block.shape[1]], block) for block in blocks]
+            keep = ((sums[0] if count == 1 else torch.cat(sums, dim=2)) < 0.5).to(torch.float16)
         # Of the last two steps the even one errs on the side of keeping, if they differ.
         kept = keep if self.steps % 2 == 0 else before
         return kept[:, 0] > 0.5, (keep != before).any(dim=2)[:, 0]
+
+    def _suppressing(self, boxes: Tensor, labels: Tensor, start: int, end: int) -> Tensor:
+        """Whether each of the candidates before `end` would suppress each from `start` to there: (N, end, end - start),
+        1 or 0. Later ones suppress none of them.
+        """
+        # Not 0, for 0 / 0 is above a threshold to OpenVINO, and not to others.
+        smallest = torch.finfo(boxes.dtype).tiny
+        xmin, ymin, xmax, ymax = boxes[:, :end, :, None].unbind(dim=2)
+        area = ((xmax - xmin) * (ymax - ymin)).clamp(min=smallest)
+        left, top, right, bottom = boxes[:, None, start:end].unbind(dim=3)
+        other_area = ((right - left) * (bottom - top)).clamp(min=smallest)
+        width = torch.minimum(xmax, right) - torch.maximum(xmin, left)
+        height = torch.minimum(ymax, bottom) - torch.maximum(ymin, top)
+        # One of the two clamped is enough: a product below 0 is not above any threshold either.
+        overlap = width.clamp(min=0) * height
+        iou = overlap / (area + other_area - overlap)
+        position = torch.arange(end, dtype=boxes.dtype, device=boxes.device)
+        # Only earlier candidates suppress: no IoU is above 2.
+        threshold = torch.where(position[:, None] < position[start:], _float32_down(self.iou_threshold), 2.0)
+        same_class = labels[:, :end, None] == labels[:, None, start:end]
+        # Zeros and ones, whose products are right in any type: TensorRT-RTX has none of float32 for Turing.
+        return ((iou > threshold) & same_class).to(torch.float16)
 
     def _output(
         self,

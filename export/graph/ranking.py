@@ -41,14 +41,12 @@ def choose_best(scores: Tensor, count: int) -> tuple[Tensor | None, Tensor]:
 def descending(scores: Tensor) -> Tensor:
     """Indices (N, K) that sort scores (N, K), the highest first, of equal ones the first first."""
     size = scores.shape[1]
-    better = column_sums((scores[:, :, None] > scores[:, None]).to(torch.float32))[:, 0]
-    key = better * size + torch.arange(size, dtype=torch.float32, device=scores.device)
-    return (-key).topk(size, dim=1).indices
-
-
-def column_sums(matrix: Tensor) -> Tensor:
-    """Sums (N, 1, K) of matrices (N, K, K) of zeros and ones: a product is faster than ReduceSum in ONNX Runtime."""
-    return torch.matmul(matrix.new_ones(1, matrix.shape[1]), matrix)
+    place = torch.arange(size, device=scores.device)
+    first, other = scores[:, :, None], scores[:, None]
+    is_before = (other > first) | ((other == first) & (place < place[:, None]))
+    # Nothing is computed between this sum and its reader: OpenVINO (2026.4) fuses a reduction over the last dimension
+    # with an addition behind it, and then adds along the wrong one.
+    return is_before.to(torch.float32).sum(dim=2).topk(size, dim=1, largest=False).indices
 
 
 def rows_at(values: Tensor, index: Tensor) -> Tensor:

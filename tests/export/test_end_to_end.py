@@ -314,21 +314,22 @@ class TestClassMaps:
         assert columns.tolist() == [i // 2 for i in range(32)]
 
 
-class TestClasses:
-    @pytest.fixture(scope="class")
-    def exported(self, tmp_path_factory, tiny_net, preprocessing, photos):
-        folder = tmp_path_factory.mktemp("classes")
-        options = {"preprocessing": preprocessing, "calib": photos}
-        return {
-            "logits": export_model(tiny_net(), folder / "logits", **options),
-            "probabilities": export_model(tiny_net(), folder / "p", probabilities=True, int8=True, **options),
-            "top": export_model(tiny_net(), folder / "top", top_k=3, fp16=True, **options),
-        }
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory, tiny_net, preprocessing, photos):
+    folder = tmp_path_factory.mktemp("classes")
+    options = {"preprocessing": preprocessing, "calib": photos}
+    return {
+        "logits": export_model(tiny_net(), folder / "logits", **options),
+        "probabilities": export_model(tiny_net(), folder / "p", probabilities=True, int8=True, **options),
+        "top": export_model(tiny_net(), folder / "top", top_k=3, fp16=True, **options),
+    }
 
-    def test_all_answer_alike(self, exported, photos):
+
+class TestClasses:
+    def test_all_answer_alike(self, classifiers, photos):
         paths = list(find_images(photos))
         answers = {}
-        for name, result in exported.items():
+        for name, result in classifiers.items():
             with runtime.load(result.bundle, "fp32") as model:
                 answers[name] = model(paths)
         for logits, probabilities, top in zip(*answers.values(), strict=True):
@@ -340,22 +341,22 @@ class TestClasses:
             assert (top.index, top.label, top.score) == (logits.index, logits.label, pytest.approx(logits.score))
             assert top.to_dict(2)["top"][1]["label"] == logits.to_dict(2)["top"][1]["label"]
 
-    def test_agreement_is_that_of_the_logits(self, exported):
-        for result in exported.values():
+    def test_agreement_is_that_of_the_logits(self, classifiers):
+        for result in classifiers.values():
             for artefact in result.manifest.artefacts:
                 assert artefact.verification.top1_agreement > (0.99 if artefact.precision == "fp32" else 0.7)
 
-    def test_the_graphs(self, exported):
-        assert [(o.name, o.shape) for o in exported["probabilities"].manifest.outputs] == [
+    def test_the_graphs(self, classifiers):
+        assert [(o.name, o.shape) for o in classifiers["probabilities"].manifest.outputs] == [
             ("probabilities", ("batch", 5))
         ]
-        assert [(o.name, o.dtype) for o in exported["top"].manifest.outputs] == [
+        assert [(o.name, o.dtype) for o in classifiers["top"].manifest.outputs] == [
             ("scores", "float32"),
             ("labels", "int32"),
             ("status", "int32"),
         ]
         for file in ("model.onnx", "model.fp16.onnx"):
-            assert tensorrt10_problems(onnx.load(exported["top"].bundle / file)) == []
+            assert tensorrt10_problems(onnx.load(classifiers["top"].bundle / file)) == []
 
     def test_equal_logits(self):
         from export.graph.classification import TopClasses as Module
