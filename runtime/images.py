@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from .errors import ImageError
 
 ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+EnoughPixels = Callable[[int, int], tuple[int, int]]
 
 IMAGE_EXTENSIONS = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"}
@@ -47,14 +48,35 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
         ImageError: if it is not an image, is damaged, is larger than `PIL.Image.MAX_IMAGE_PIXELS`, or is of a type that
             has no single conversion to 8 bits
     """
+    return open_reduced(source, name)[0]
+
+
+def open_reduced(
+    source: ImageSource, name: str | None = None, enough: EnoughPixels | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Open an image as :func:`open_image` does, a JPEG file perhaps at a half, a quarter or an eighth of its size.
+
+    A JPEG's blocks of 8 × 8 pixels are decoded to fewer pixels each, which takes a fraction of the time.
+
+    Args:
+        source: as above
+        name: as above
+        enough: given an image's height and width, the smallest that it may be decoded to; None for its own size
+
+    Returns:
+        a Pillow image of mode RGB, and the height and width of the image as it was, upright
+
+    Raises:
+        ImageError: as above
+    """
     if isinstance(source, Image.Image):
-        return _from_pillow(source, name or str(getattr(source, "filename", "")) or "the image")
+        return _with_size(_from_pillow(source, name or str(getattr(source, "filename", "")) or "the image"))
     if isinstance(source, np.ndarray):
-        return _from_array(source, name or "the array")
+        return _with_size(_from_array(source, name or "the array"))
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if isinstance(path, str):
-            return _from_file(path, name or path)
+            return _from_file(path, name or path, enough)
     raise ImageError(
         f"{name or 'the image'} is a {type(source).__name__}: expected a path, a Pillow image or a uint8 array of "
         "shape (H, W, 3)"
@@ -88,7 +110,11 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _from_file(path: str, name: str) -> Image.Image:
+def _with_size(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
+    return image, (image.height, image.width)
+
+
+def _from_file(path: str, name: str, enough: EnoughPixels | None) -> tuple[Image.Image, tuple[int, int]]:
     try:
         file = Path(path).open("rb")  # noqa: SIM115 - closed by the `with` below
     except IsADirectoryError:
@@ -109,7 +135,19 @@ def _from_file(path: str, name: str) -> Image.Image:
                 f"{name} has {width} x {height} pixels, more than the {Image.MAX_IMAGE_PIXELS} allowed against "
                 "decompression bombs: raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
             )
-        return _from_pillow(image, name, file_format=image.format)
+        if enough is None or image.format not in ("JPEG", "MPO"):
+            return _with_size(_from_pillow(image, name, file_format=image.format))
+        size = _reduce(image, enough)
+        return _from_pillow(image, name, file_format=image.format), size
+
+
+def _reduce(image: Image.Image, enough: EnoughPixels) -> tuple[int, int]:
+    """Ask for fewer pixels of a JPEG that is not decoded yet; the height and width that it has, upright."""
+    turned = _orientation(image) in range(5, 9)
+    size = (image.width, image.height) if turned else (image.height, image.width)
+    height, width = enough(*size)
+    image.draft(None, (height, width) if turned else (width, height))
+    return size
 
 
 def _identify(file: IO[bytes], path: str) -> Image.Image | None:
