@@ -30,6 +30,10 @@ def export_model(
     labels: StrPath | None = None,
     input_size: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
+    input: str = "image",
+    channels: str = "rgb",
+    frame: tuple[int, int] | None = None,
+    max_frame: tuple[int, int] | None = None,
     fp16: bool = False,
     int8: bool = False,
     int8_report: bool = False,
@@ -63,6 +67,11 @@ def export_model(
         labels: a text file with one class name a line
         input_size: height and width in pixels; None takes them from the weights or the architecture
         preprocessing: replaces everything known about the preprocessing; a module needs it
+        input: `"image"`: the graphs take float images, resized and normalized; `"frame"`: they take uint8 frames
+            (N, h, w, 3), as a camera gives them, and do that themselves
+        channels: order of a frame's channels, `"rgb"` or `"bgr"`
+        frame: height and width of every frame in pixels, where they are known: less work than for sizes that differ
+        max_frame: height and width of the largest frame in pixels, `(1080, 1920)` unless told
         fp16: also write the float16 graph
         int8: also write the INT8 graphs of both schemes
         int8_report: also write `report.html`, what is known about them, and the same as data; the result's
@@ -100,6 +109,10 @@ def export_model(
     if is_name and task != "classification":
         raise ExportError("`task` is of a module: architectures and bundles have theirs")
     options: dict[str, Any] = {
+        "input": input,
+        "channels": channels,
+        "frame": frame,
+        "max_frame": max_frame,
         "fp16": fp16,
         "int8": int8,
         "int8_report": int8_report,

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.backends import open_session
-from runtime.manifest import Artefact, EngineInfo, Manifest, TensorSpec, artefact_path, read_manifest
+from runtime.manifest import Artefact, EngineInfo, Manifest, TensorSpec, artefact_path, frame_inputs, read_manifest
 
 from . import engine as engines
 from .errors import ExportError
 from .progress import Progress, Silent
 from .spec import ExportSpec
 from .tasks import task_export
-from .verify import FloatArray, Network, Outputs
+from .verify import FedNetwork, FloatArray, Network, Outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -35,10 +35,11 @@ class Base:
         manifest: everything but the artefacts.
         kept: artefacts of an existing bundle that stay.
         folder: that bundle; None for a new one.
-        load_graph: gives the float32 graph; of a new bundle once.
+        load_graph: gives the float32 graph of the network alone, which takes images; of a new bundle once.
         load_reference: gives the network that artefacts are compared with.
         reference_name: what that is.
         trained: False for random weights.
+        load_front: gives what stands in front of the network in every graph that is written; None if nothing does.
     """
 
     manifest: Manifest
@@ -48,6 +49,7 @@ class Base:
     load_reference: Callable[[], Network]
     reference_name: str
     trained: bool
+    load_front: Callable[[], onnx.ModelProto | None] = lambda: None
 
     def has(self, variant: str) -> bool:
         """Whether a graph of that precision and scheme is there already."""
@@ -69,8 +71,10 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
     try:
         import torch
 
+        from .graph.frame import trace_frame_input
+        from .onnx_graph import INPUT_NAME
         from .source import from_module, load_source, read_labels
-        from .trace import INPUT_NAME, trace
+        from .trace import trace
     except ImportError as e:
         raise ExportError(
             f"exporting a PyTorch model needs the export extra (pip install 'holocron-edge[export]'): {e}"
@@ -84,6 +88,7 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
         source = from_module(module, Path(spec.model).name, spec.preprocessing, labels, task)
     _check_eval(spec, source.task)
     size = source.preprocessing.size
+    image = TensorSpec(INPUT_NAME, "float32", ("batch", 3, *size))
     device = next((p.device for p in source.module.parameters()), torch.device("cpu"))
 
     names = [output.name for output in source.outputs]
@@ -98,16 +103,18 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
         name=source.name,
         task=source.task,
         labels=source.labels,
-        inputs=(TensorSpec(INPUT_NAME, "float32", ("batch", 3, *size)),),
+        inputs=(image,) if spec.frame_spec is None else frame_inputs(spec.frame_spec, source.preprocessing),
         outputs=source.outputs,
         preprocessing=source.preprocessing,
         provenance={"torch": torch.__version__, **source.provenance},
+        frame=spec.frame_spec,
     )
     _check_manifest(manifest)
     with progress.stage(f"tracing at {size[0]}×{size[1]}"):
         graphs = [trace(source.module, size, output_names=names)]
+        front = None if spec.frame_spec is None else trace_frame_input(source.preprocessing, spec.frame_spec)
     # Given away, not kept: a graph may be gigabytes, and is on disk once it is written.
-    return Base(manifest, (), None, graphs.pop, lambda: reference, "pytorch", source.trained)
+    return Base(manifest, (), None, graphs.pop, lambda: reference, "pytorch", source.trained, lambda: front)
 
 
 def _check_eval(spec: ExportSpec, task: str) -> None:
@@ -140,6 +147,7 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
         "--num-classes": spec.num_classes is not None,
         "--labels": spec.labels is not None,
         "--input-size": spec.input_size is not None or spec.preprocessing is not None,
+        "--input": spec.input != "image",
     }
     for option, is_given in given.items():
         if is_given:
@@ -155,12 +163,23 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
     path = folder / floats[0].file
     kept = _kept(manifest, spec, warn)
 
+    def graph() -> onnx.ModelProto:
+        return load_network(path, manifest)
+
+    def front() -> onnx.ModelProto | None:
+        if manifest.frame is None:
+            return None
+        from .graph.join import in_front
+
+        return in_front(load_onnx(path))
+
     def reference() -> Network:
-        return session_network(open_session(path, "onnxruntime"))
+        model: Path | bytes = path if manifest.frame is None else graph().SerializeToString()
+        return session_network(open_session(model, "onnxruntime"))
 
     trained = manifest.provenance.get("weights") != "random"
     bare = replace(manifest, artefacts=())
-    return Base(bare, kept, folder, lambda: load_onnx(path), reference, "onnx-fp32", trained)
+    return Base(bare, kept, folder, graph, reference, "onnx-fp32", trained, front)
 
 
 def _kept(manifest: Manifest, spec: ExportSpec, warn: Callable[[str], None]) -> tuple[Artefact, ...]:
@@ -205,9 +224,23 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def session_network(session: Any) -> Network:
+def load_network(path: Path, manifest: Manifest) -> onnx.ModelProto:
+    """A graph of a bundle, without the manifest in its metadata and without what stands in front of the network.
+
+    Raises:
+        ExportError: if there is no onnx here
+    """
+    model = load_onnx(path)
+    if manifest.frame is None:
+        return model
+    from .graph.join import behind
+
+    return behind(model)
+
+
+def session_network(session: Any) -> FedNetwork:
     """A session as something to compare: its outputs in float32, by name."""
-    return lambda batch: {name: np.asarray(array, np.float32) for name, array in session.run(batch).items()}
+    return lambda fed: {name: np.asarray(array, np.float32) for name, array in session.run(fed).items()}
 
 
 def engine_libraries(spec: ExportSpec) -> list[tuple[str, tuple[str, ...]]]:

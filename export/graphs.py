@@ -19,7 +19,7 @@ from calib import (
 )
 from runtime.manifest import METADATA_KEY, SCHEMES, VARIANT_KEY, Artefact
 
-from .base import Base, load_onnx
+from .base import Base, load_network
 from .bundle import BundleWriter
 from .errors import ExportError
 from .progress import Progress
@@ -208,7 +208,7 @@ def summarize_kept(
     (kept,) = [a for a in base.kept if a.kind == "onnx" and a.variant == f"int8.{scheme}"][:1]
     assert base.folder is not None
     warn(f"{kept.file} was made without --int8-report: for its ranges and noise make it again with --force")
-    return summarize(base.load_graph(), load_onnx(base.folder / kept.file), scheme, {}, method="", images=0)
+    return summarize(base.load_graph(), load_network(base.folder / kept.file, base.manifest), scheme, {}, method="", images=0)
 
 
 def _calibration(
@@ -254,6 +254,11 @@ def _write_graph(variant: str, graph: onnx.ModelProto, base: Base, writer: Bundl
 
     file = "model.onnx" if variant == "fp32" else f"model.{variant}.onnx"
     precision, _, scheme = variant.partition(".")
+    front = base.load_front()
+    if front is not None:
+        from .graph.join import join
+
+        graph = join(front, graph)
     if scheme != "cpu":
         check_tensorrt10(graph, file)
     set_metadata(graph, {METADATA_KEY: base.manifest.to_json(), VARIANT_KEY: variant})

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from runtime.manifest import COLUMNS_INPUT, FRAME_INPUT, ROWS_INPUT, FrameSpec, Preprocessing
 from runtime.resampling import WEIGHT_BITS, resize_matrices, rows_first
 
-from ..trace import INPUT_NAME, MAX_TRACED_BATCH, trace_examples
+from ..onnx_graph import INPUT_NAME
+from ..trace import MAX_TRACED_BATCH, trace_examples
 
 if TYPE_CHECKING:
     import onnx
