@@ -90,8 +90,10 @@ def build_engine(onnx: bytes, info: EngineInfo, frame: FrameSpec | None = None) 
 
 def _largest(name: str, shape: tuple[int, ...], frame: FrameSpec | None) -> tuple[int, ...]:
     """The largest shape of an input without its batch: its dynamic sides are those of a frame."""
-    sides = () if frame is None else {FRAME_INPUT: frame.size, ROWS_INPUT: frame.size[:1], COLUMNS_INPUT: frame.size[1:]}[name]
-    given = iter(sides)
+    if frame is None:
+        return shape
+    dynamic = {FRAME_INPUT: frame.size, ROWS_INPUT: frame.size[:1], COLUMNS_INPUT: frame.size[1:]}
+    given = iter(dynamic[name])
     return tuple(next(given) if side < 0 else side for side in shape)
 
 

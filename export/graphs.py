@@ -208,7 +208,9 @@ def summarize_kept(
     (kept,) = [a for a in base.kept if a.kind == "onnx" and a.variant == f"int8.{scheme}"][:1]
     assert base.folder is not None
     warn(f"{kept.file} was made without --int8-report: for its ranges and noise make it again with --force")
-    return summarize(base.load_graph(), load_network(base.folder / kept.file, base.manifest), scheme, {}, method="", images=0)
+    return summarize(
+        base.load_graph(), load_network(base.folder / kept.file, base.manifest), scheme, {}, method="", images=0
+    )
 
 
 def _calibration(

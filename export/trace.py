@@ -106,8 +106,7 @@ def trace_examples(
         reason = str(e).strip().splitlines()
         sizes = " and ".join("×".join(map(str, example.shape[2:])) for example in examples.values())
         raise ExportError(
-            f"{type(module).__name__} cannot be traced at {sizes}: "
-            f"{reason[0] if reason else type(e).__name__}"
+            f"{type(module).__name__} cannot be traced at {sizes}: {reason[0] if reason else type(e).__name__}"
         ) from e
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "holocron-edge", ""

@@ -243,9 +243,7 @@ def load(
     threads = check_threads(threads)
     source = _open(Path(path))
     if fast_decode and source.manifest.frame is not None:
-        raise BundleError(
-            f"{source.manifest.name} takes frames as they are: leave fast_decode out, or export it without --input frame"
-        )
+        raise BundleError(f"{source.manifest.name} takes frames as they are: leave fast_decode out")
     wanted = _precision(precision)
     first_error: BackendError | None = None
     for name in _candidates(backend, device):

@@ -1,7 +1,7 @@
 """One graph in front of another, and both taken apart again: a network stays what it was behind its preprocessing.
 
-What quantizes, converts or compares a network works on the network alone. The part in front is joined to the result, and
-taken off when a bundle's graph is read to make others from it.
+What quantizes, converts or compares a network works on the network alone. The part in front is joined to the result,
+and taken off when a bundle's graph is read to make others from it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def join(front: onnx.ModelProto, network: onnx.ModelProto) -> onnx.ModelProto:
     for node in front.graph.node:
         renamed = onnx.NodeProto()
         renamed.CopyFrom(node)
-        renamed.name = f"{_PREFIX}{node.name.removeprefix(_PREFIX)}"
         renamed.input[:] = [names.get(name, name) for name in node.input]
         renamed.output[:] = [names.get(name, name) for name in node.output]
+        renamed.name = f"{_PREFIX}{renamed.output[0].removeprefix(_PREFIX)}"
         nodes.append(renamed)
     for tensor in front.graph.initializer:
         result.graph.initializer.add().CopyFrom(tensor)
