@@ -26,6 +26,8 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# A decoder that halves an image twice has blurred it with a box; what is left to the filter hides that only from here on.
+_SPARE = 2
 _PadMode = Literal["constant", "edge", "reflect", "symmetric"]
 
 
@@ -103,8 +105,8 @@ class Preprocessor:
 
     Args:
         preprocessing: size, resizing and normalization
-        fast_decode: decode JPEG files at the smallest of 1/8, 1/4, 1/2 and 1/1 of their size that does not have to be
-            enlarged afterwards: several times faster, and not to the bit what torchvision computes
+        fast_decode: decode JPEG files at the smallest of 1/8, 1/4, 1/2 and 1/1 of their size that is twice the size
+            they are resized to: two to four times faster, and the pixels are off by a fraction of one of 255 levels
     """
 
     def __init__(self, preprocessing: Preprocessing, fast_decode: bool = False) -> None:
@@ -168,4 +170,4 @@ class Preprocessor:
 
     def _size_of_image(self, height: int, width: int) -> tuple[int, int]:
         _, _, inner_height, inner_width = padded_box(height, width, self.preprocessing)
-        return inner_height, inner_width
+        return _SPARE * inner_height, _SPARE * inner_width
