@@ -4,9 +4,9 @@
 
 torchvision opens the file with Pillow and applies `v2.Resize`, `v2.ToImage`, `v2.ToDtype` and `v2.Normalize`, as its
 documentation shows. `fast_decode` lets libjpeg decode each block to fewer pixels. All are timed in turn on the same
-files, round by round, after a check that the exact path gives what torchvision's `ToTensor` and `Normalize` give, bit by
-bit (`v2.ToDtype` multiplies by 1/255 where they divide by 255: the last bit of some values differs). With a BUNDLE of a
-trained classifier the share of photographs with the same first class is measured too.
+files, round by round, after a check that the exact path gives what torchvision's `ToTensor` and `Normalize` give, bit
+by bit (`v2.ToDtype` multiplies by 1/255 where they divide by 255: the last bit of some values differs). With a BUNDLE
+of a trained classifier the share of photographs with the same first class is measured too.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def agreement(bundle: Path, photos: list[Path]) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="From a JPEG file to a network's input.")
-    parser.add_argument("--photos", type=Path, default=sample_folder(), help="folder of images, saved as JPEG of --size")
+    parser.add_argument("--photos", type=Path, default=sample_folder(), help="folder of images, made JPEG of --size")
     parser.add_argument("--size", type=int, nargs=2, default=(1080, 1920), help="height and width")
     parser.add_argument("--count", type=int, default=16, help="photographs that are timed")
     parser.add_argument("--judged", type=int, default=200, help="photographs that the bundle judges")

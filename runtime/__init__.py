@@ -11,6 +11,7 @@ Importing this imports no backend.
 from .errors import BackendError, BundleError, HolocronError, ImageError, InputError
 from .model import Model, load
 from .results import Classification, Prediction, Region, Segmentation
+from .video import open_video
 
 __all__ = [
     "BackendError",
@@ -24,4 +25,5 @@ __all__ = [
     "Region",
     "Segmentation",
     "load",
+    "open_video",
 ]

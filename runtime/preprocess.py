@@ -26,7 +26,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# A decoder that halves an image twice has blurred it with a box; what is left to the filter hides that only from here on.
+# A decoder reduces with a filter of its own. Twice the size leaves enough to ours to hide that.
 _SPARE = 2
 _PadMode = Literal["constant", "edge", "reflect", "symmetric"]
 
