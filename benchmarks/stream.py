@@ -89,7 +89,7 @@ def main() -> None:
 def compare(bundle: Path, precision: str, backend: str, photos: list[Path], threads: int, fast_decode: bool) -> None:
     """Time both, piece by piece, and print a line."""
     workers, of_each = split_threads(threads, len(photos))
-    with runtime.load(bundle, precision, backend, of_each, None, fast_decode, workers) as model:
+    with runtime.load(bundle, precision, backend, of_each, fast_decode=fast_decode, concurrency=workers) as model:
         loop = plain_loop(bundle / model.artefact.file, model.manifest.preprocessing, threads)
 
         def ours(paths: list[Path]) -> None:

@@ -61,7 +61,9 @@ def run(
     """
     files = _listed(images)
     workers, threads_of_each = split_threads(threads, len(files))
-    with load(bundle, precision, backend, threads_of_each, device, fast_decode, workers) as model:
+    with load(
+        bundle, precision, backend, threads_of_each, device, fast_decode=fast_decode, concurrency=workers
+    ) as model:
         behaviour = task_behaviour(model.manifest)
         saver = None if save is None else _Saver(save, model)
         top = top or behaviour.default_top

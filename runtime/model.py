@@ -243,6 +243,7 @@ def load(
     backend: str | None = None,
     threads: int | None = None,
     device: str | int | None = None,
+    *,
     fast_decode: bool = False,
     concurrency: int = 1,
 ) -> Model:
@@ -285,7 +286,7 @@ def load(
             continue
         file = source.file(variant)  # a changed file is an error, not a reason to take another
         try:
-            session = open_session(file, name, threads, device, variant, concurrency)
+            session = open_session(file, name, threads, device, variant, concurrency=concurrency)
         except BackendError as e:
             first_error = first_error or e
             continue

@@ -109,6 +109,7 @@ def open_session(
     threads: int | None = None,
     device: str | int | None = None,
     precision: str = "fp32",
+    *,
     concurrency: int = 1,
 ) -> Session:
     """Open a network.
