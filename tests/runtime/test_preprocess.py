@@ -163,9 +163,9 @@ def test_fast_decoding_gives_almost_the_same(large_jpeg, size, resize_mode):
     [((600, 800), 1), ((301, 10), 1), ((300, 400), 2), ((150, 10), 4), ((75, 100), 8), ((1, 1), 8), ((900, 900), 1)],
 )
 def test_as_few_pixels_are_decoded_as_are_enough(large_jpeg, enough, decoded):
-    image, size = open_reduced(large_jpeg, enough=lambda height, width: enough)
-    assert (image.height, image.width) == (600 // decoded, 800 // decoded)
-    assert size == (600, 800)
+    opened = open_reduced(large_jpeg, enough=lambda height, width: enough)
+    assert (opened.image.height, opened.image.width) == (600 // decoded, 800 // decoded)
+    assert opened.size == (600, 800)
 
 
 def test_a_turned_image_is_reduced_as_it_will_be_seen(large_jpeg, tmp_path):
@@ -179,10 +179,23 @@ def test_a_turned_image_is_reduced_as_it_will_be_seen(large_jpeg, tmp_path):
         asked.append((height, width))
         return 400, 150  # a half of the height, a quarter of the width
 
-    image, size = open_reduced(tmp_path / "turned.jpg", enough=enough)
+    opened = open_reduced(tmp_path / "turned.jpg", enough=enough)
     assert asked == [(800, 600)]
-    assert size == (800, 600)
-    assert (image.height, image.width) == (400, 300)
+    assert opened.size == (800, 600)
+    assert (opened.image.height, opened.image.width) == (400, 300)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize_mode", ["squish", "pad"])
+def test_a_reduced_image_is_not_shifted(large_jpeg, tmp_path, orientation, resize_mode):
+    """Of 333 rows 166.5 are left, in 167 rows of pixels: wherever the half row lies after turning, it is left out."""
+    with Image.open(large_jpeg) as image:
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.resize((491, 333)).save(tmp_path / "odd.jpg", exif=exif, quality=95, subsampling=0)
+    spec = Preprocessing((60, 80), MEAN, STD, resize_mode)
+    exact, fast = (Preprocessor(spec, fast_decode=fast)(tmp_path / "odd.jpg") for fast in (False, True))
+    assert 0 < levels(fast - exact).mean() < 0.5
 
 
 def test_what_is_no_large_jpeg_is_decoded_exactly(large_jpeg, tmp_path):
