@@ -81,7 +81,7 @@ def split_threads(threads: int | None, images: int | None = None) -> tuple[int, 
 def stream(model: Model, images: Iterable[ImageSource], workers: int | None = None) -> Iterator[StreamAnswer]:
     """What :meth:`runtime.model.Model.stream` does."""
     if workers is None:
-        workers = max(1, min(MAX_WORKERS, default_threads() // model.threads))
+        workers = max(2, min(MAX_WORKERS, default_threads() // model.threads))
     if isinstance(workers, bool) or not isinstance(workers, int):
         raise TypeError(f"workers is {workers!r}, expected an integer")
     if workers < 1:
@@ -126,8 +126,8 @@ class _Pipeline:
             yield answer
 
     def _read(self) -> None:
+        source = iter(self._images)
         try:
-            source = iter(self._images)
             for index in itertools.count():
                 self._slots.acquire()
                 if self._stopped.is_set():
@@ -142,6 +142,10 @@ class _Pipeline:
             self._queue.put(None)
         except BaseException as e:  # the source's own: it belongs to whoever iterates
             self._queue.put(e)
+        finally:
+            close = getattr(source, "close", None)  # of a generator, which may hold a file or a camera
+            if close is not None:
+                close()
 
     def _answer(self, index: int, image: ImageSource) -> StreamAnswer:
         try:

@@ -9,15 +9,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 import runtime
-from calib import find_images
+from calib import CalibrationError, find_images
 from export import ExportSpec, export_model
 from export.cli import main
 from export.errors import ExportError
 from export.gate import tensorrt10_problems
 from export.graph.join import behind, in_front, join
 from export.onnx_graph import graph_digest
+from export.verify import FrameStream
 from runtime.errors import BundleError, ImageError
-from runtime.manifest import FrameSpec, TensorSpec, read_manifest
+from runtime.manifest import FrameSpec, Manifest, TensorSpec, frame_inputs, read_manifest
 from runtime.preprocess import Preprocessor
 
 MAX_FRAME = (60, 80)
@@ -166,6 +167,33 @@ def test_graphs_are_added_to_a_bundle_as_to_any(fixed_bundle, tmp_path, photos, 
         assert np.linalg.norm(found - reference) < tolerance * np.linalg.norm(reference)
     with pytest.raises(ExportError, match="--input cannot change an existing bundle"):
         export_model(fixed_bundle, fp16=True, input="frame")
+
+
+def test_an_image_that_cannot_be_read_is_left_out_of_the_verification(tmp_path, preprocessing, photos):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in find_images(photos)[:3]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "bad.png").write_bytes(b"not an image")
+    stream = FrameStream(find_images(folder), frame_manifest(preprocessing))
+    assert [(batch.shape, fed["frame"].shape[0]) for fed, batch in stream] == [((1, 3, 24, 20), 1)] * 3
+    assert [path.name for path, _ in stream.skipped] == ["bad.png"]
+    with pytest.raises(CalibrationError, match="none of the 1 images is readable"):
+        list(FrameStream([folder / "bad.png"], frame_manifest(preprocessing)))
+
+
+def frame_manifest(preprocessing):
+    frame = FrameSpec("rgb", MAX_FRAME, False)
+    outputs = (TensorSpec("logits", "float32", ("batch", 5)),)
+    return Manifest(
+        "tiny",
+        "classification",
+        tuple("abcde"),
+        frame_inputs(frame, preprocessing),
+        outputs,
+        preprocessing,
+        frame=frame,
+    )
 
 
 def test_what_no_frame_is(frame_bundle, frames):

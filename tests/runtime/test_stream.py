@@ -76,6 +76,30 @@ def test_the_source_is_read_ahead_but_not_far(model):
     assert len(read) < 12
 
 
+@pytest.mark.parametrize("taken", [1, 20])
+def test_the_source_is_closed_at_the_end(model, taken):
+    closed = threading.Event()
+
+    def camera():
+        try:
+            for i in range(20):
+                yield noise(i)
+        finally:
+            closed.set()
+
+    answers = model.stream(camera(), 2)
+    for _ in range(taken):
+        next(answers)
+    assert next(answers, None) is None or taken < 20
+    answers.close()
+    assert closed.wait(5)
+
+
+def test_by_default_decoding_overlaps_with_the_network(bundle):
+    with load(bundle, "fp32", threads=64) as model:
+        assert len(list(model.stream([noise(i) for i in range(5)]))) == 5
+
+
 def test_what_the_source_raises_comes_out_where_it_was(model):
     def source():
         yield noise(0)
