@@ -30,6 +30,10 @@ def export_model(
     labels: StrPath | None = None,
     input_size: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
+    input: str = "image",
+    channels: str = "rgb",
+    frame: tuple[int, int] | None = None,
+    max_frame: tuple[int, int] | None = None,
     end_to_end: bool | None = None,
     score_threshold: float | None = None,
     iou_threshold: float | None = None,
@@ -73,6 +77,11 @@ def export_model(
         labels: a text file with one class name a line
         input_size: height and width in pixels; None takes them from the weights or the architecture
         preprocessing: replaces everything known about the preprocessing; a module needs it
+        input: `"image"`: the graphs take float images, resized and normalized; `"frame"`: they take uint8 frames
+            (N, h, w, 3), as a camera gives them, and do that themselves
+        channels: order of a frame's channels, `"rgb"` or `"bgr"`
+        frame: height and width of every frame in pixels, where they are known: less work than for sizes that differ
+        max_frame: height and width of the largest frame in pixels, `(1080, 1920)` unless told
         end_to_end: whether the graphs give what a program wants (detections, the class map, probabilities) or, if
             False, the network's own outputs; None gives detections of a detector that has a method `decode`, and
             otherwise what the options below ask for
@@ -122,6 +131,10 @@ def export_model(
     if is_name and task != "classification":
         raise ExportError("`task` is of a module: architectures and bundles have theirs")
     options: dict[str, Any] = {
+        "input": input,
+        "channels": channels,
+        "frame": frame,
+        "max_frame": max_frame,
         "end_to_end": end_to_end,
         "score_threshold": score_threshold,
         "iou_threshold": iou_threshold,

@@ -16,14 +16,23 @@ from numpy.typing import NDArray
 
 from runtime.backends import open_session
 from runtime.backends.base import Session
-from runtime.manifest import Artefact, EngineInfo, Manifest, TensorSpec, artefact_path, read_manifest
+from runtime.manifest import (
+    Artefact,
+    EngineInfo,
+    FrameSpec,
+    Manifest,
+    TensorSpec,
+    artefact_path,
+    frame_inputs,
+    read_manifest,
+)
 
 from . import engine as engines
 from .errors import ExportError
 from .progress import Progress, Silent
 from .spec import ExportSpec
 from .tasks import task_export
-from .verify import FloatArray, Network, Outputs
+from .verify import FedNetwork, FloatArray, Network, Outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -40,11 +49,12 @@ class Base:
         manifest: everything but the artefacts.
         kept: artefacts of an existing bundle that stay.
         folder: that bundle; None for a new one.
-        load_graph: gives the float32 graph of the network alone; of a new bundle once.
+        load_graph: gives the float32 graph of the network alone, which takes images; of a new bundle once.
         load_reference: gives the network that artefacts are compared with.
         reference_name: what that is.
         trained: False for random weights.
-        load_tail: gives what stands behind the network in every graph that is written; None if nothing does.
+        load_front: gives what stands in front of the network in every graph that is written; None if nothing does.
+        load_tail: gives what stands behind it there; None if nothing does.
         expect: what that should make of the network's own outputs; None if nothing stands there.
     """
 
@@ -55,6 +65,7 @@ class Base:
     load_reference: Callable[[], Network]
     reference_name: str
     trained: bool
+    load_front: Callable[[], onnx.ModelProto | None] = lambda: None
     load_tail: Callable[[], onnx.ModelProto | None] = lambda: None
     expect: Expect | None = None
 
@@ -78,9 +89,11 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
     try:
         import torch
 
+        from .graph.frame import trace_frame_input
         from .graph.outputs import make_tail
+        from .onnx_graph import INPUT_NAME
         from .source import from_module, load_source, read_labels
-        from .trace import INPUT_NAME, trace
+        from .trace import trace
     except ImportError as e:
         raise ExportError(
             f"exporting a PyTorch model needs the export extra (pip install 'holocron-edge[export]'): {e}"
@@ -94,9 +107,10 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
         source = from_module(module, Path(spec.model).name, spec.preprocessing, labels, task)
     _check_eval(spec, source.task)
     size = source.preprocessing.size
+    image = TensorSpec(INPUT_NAME, "float32", ("batch", 3, *size))
     device = next((p.device for p in source.module.parameters()), torch.device("cpu"))
 
-    tail = make_tail(spec, source)
+    tail = make_tail(spec, source, fixed_frame(spec.frame_spec))
     names = tuple(output.name for output in source.outputs)
 
     def reference(batch: FloatArray) -> Outputs:
@@ -109,15 +123,17 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
         name=source.name,
         task=source.task,
         labels=source.labels,
-        inputs=(TensorSpec(INPUT_NAME, "float32", ("batch", 3, *size)),),
+        inputs=(image,) if spec.frame_spec is None else frame_inputs(spec.frame_spec, source.preprocessing),
         outputs=source.outputs if tail is None else tail.outputs,
         preprocessing=source.preprocessing,
         provenance={"torch": torch.__version__, **source.provenance},
+        frame=spec.frame_spec,
         post_processing=None if tail is None else tail.post_processing,
     )
     _check_manifest(manifest)
     with progress.stage(f"tracing at {size[0]}×{size[1]}"):
         graphs = [trace(source.module, size, output_names=names)]
+        front = None if spec.frame_spec is None else trace_frame_input(source.preprocessing, spec.frame_spec)
         behind = None if tail is None else tail.trace(source.outputs)
     # Given away, not kept: a graph may be gigabytes, and is on disk once it is written.
     return Base(
@@ -128,6 +144,7 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
         lambda: reference,
         "pytorch",
         source.trained,
+        lambda: front,
         lambda: behind,
         None if tail is None else tail.expect(source.preprocessing, device),
     )
@@ -163,6 +180,7 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
         "--num-classes": spec.num_classes is not None,
         "--labels": spec.labels is not None,
         "--input-size": spec.input_size is not None or spec.preprocessing is not None,
+        "--input": spec.input != "image",
         "--raw" if spec.end_to_end is False else "--end-to-end": spec.end_to_end is not None,
         **{f"--{option.replace('_', '-')}": True for option in spec.post_processing_options},
     }
@@ -182,14 +200,27 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
 
     post = manifest.post_processing
 
-    def reference() -> Network:
-        model: Path | bytes = path if post is None else load_network(path, manifest).SerializeToString()
-        return session_network(open_session(model, "onnxruntime"))
+    def graph() -> onnx.ModelProto:
+        return load_network(path, manifest)
+
+    def front() -> onnx.ModelProto | None:
+        if manifest.frame is None:
+            return None
+        from .graph.join import in_front
+
+        return in_front(load_onnx(path))
 
     def tail() -> onnx.ModelProto | None:
+        if post is None:
+            return None
         from .graph.attach import tail_behind
 
-        return None if post is None else tail_behind(load_onnx(path))
+        return tail_behind(load_onnx(path))
+
+    def reference() -> Network:
+        alone = manifest.frame is None and post is None
+        model: Path | bytes = path if alone else graph().SerializeToString()
+        return session_network(open_session(model, "onnxruntime"))
 
     def expect(raw: Mapping[str, FloatArray]) -> Mapping[str, NDArray[Any]]:
         assert post is not None
@@ -197,7 +228,7 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
             return tail_session().run(dict(raw))
         from .graph.check import expect_in_numpy
 
-        return expect_in_numpy(post, manifest.preprocessing.size)(raw)
+        return expect_in_numpy(post, fixed_frame(manifest.frame) or manifest.preprocessing.size)(raw)
 
     @functools.cache
     def tail_session() -> Session:
@@ -207,17 +238,8 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
 
     trained = manifest.provenance.get("weights") != "random"
     bare = replace(manifest, artefacts=())
-    return Base(
-        bare,
-        kept,
-        folder,
-        lambda: load_network(path, manifest),
-        reference,
-        "onnx-fp32",
-        trained,
-        tail,
-        None if post is None else expect,
-    )
+    expected = None if post is None else expect
+    return Base(bare, kept, folder, graph, reference, "onnx-fp32", trained, front, tail, expected)
 
 
 def _kept(manifest: Manifest, spec: ExportSpec, warn: Callable[[str], None]) -> tuple[Artefact, ...]:
@@ -263,17 +285,21 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def load_network(path: Path, manifest: Manifest) -> onnx.ModelProto:
-    """A graph of a bundle, without the manifest in its metadata and without what stands behind the network.
+    """A graph of a bundle, without the manifest in its metadata and without what stands around the network.
 
     Raises:
         ExportError: if there is no onnx here
     """
     model = load_onnx(path)
-    if manifest.post_processing is None:
-        return model
-    from .graph.attach import network_in_front
+    if manifest.post_processing is not None:
+        from .graph.attach import network_in_front
 
-    return network_in_front(model, task_export(manifest.task).output_names)
+        model = network_in_front(model, task_export(manifest.task).output_names)
+    if manifest.frame is not None:
+        from .graph.join import behind
+
+        model = behind(model)
+    return model
 
 
 def open_compared(path: Path, base: Base) -> Session:
@@ -289,9 +315,14 @@ def open_compared(path: Path, base: Base) -> Session:
     return open_session(serialized_with_outputs(model, seam(model)), "onnxruntime")
 
 
-def session_network(session: Any) -> Network:
+def fixed_frame(frame: FrameSpec | None) -> tuple[int, int] | None:
+    """Height and width of every frame that a graph takes; None if they differ, or it takes images."""
+    return frame.size if frame is not None and frame.fixed else None
+
+
+def session_network(session: Any) -> FedNetwork:
     """A session as something to compare: its outputs in float32, by name."""
-    return lambda batch: {name: np.asarray(array, np.float32) for name, array in session.run(batch).items()}
+    return lambda fed: {name: np.asarray(array, np.float32) for name, array in session.run(fed).items()}
 
 
 def engine_libraries(spec: ExportSpec) -> list[tuple[str, tuple[str, ...]]]:

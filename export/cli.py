@@ -11,10 +11,11 @@ import click
 
 from calib import METHODS
 from runtime.cli_errors import OneLineCommand
+from runtime.manifest import CHANNEL_ORDERS
 
 from .pipeline import run_export
 from .progress import Silent, Terminal
-from .spec import ExportSpec
+from .spec import INPUTS, ExportSpec
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -33,6 +34,18 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--num-classes", type=int, metavar="N", help="Number of classes.  [default: from labels or weights]")
 @click.option("--labels", type=_FILE, help="Text file with a class name a line.")
 @click.option("--input-size", type=int, nargs=2, metavar="H W", help="Pixels.  [default: from weights or architecture]")
+@click.option(
+    "--input",
+    type=click.Choice(INPUTS),
+    default="image",
+    show_default=True,
+    help="What the graphs take: float images, resized and normalized; or uint8 frames, which they resize themselves.",
+)
+@click.option(
+    "--channels", type=click.Choice(CHANNEL_ORDERS), default="rgb", show_default=True, help="Order of those of a frame."
+)
+@click.option("--frame", type=int, nargs=2, metavar="H W", help="Size of every frame, where it is known: faster.")
+@click.option("--max-frame", type=int, nargs=2, metavar="H W", help="Largest frame.  [default: 1080 1920]")
 @click.option(
     "--end-to-end/--raw",
     "end_to_end",
@@ -91,7 +104,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of random weights and image choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-def main(as_json: bool, quiet: bool, input_size: tuple[int, int] | None, **options: Any) -> None:
+def main(as_json: bool, quiet: bool, **options: Any) -> None:
     """Export MODEL, an architecture's name, to a bundle; or add what is missing to MODEL, the path of a bundle.
 
     \b
@@ -100,8 +113,10 @@ def main(as_json: bool, quiet: bool, input_size: tuple[int, int] | None, **optio
     """  # noqa: D301 (click reads the \b itself: keep these lines as they are)
     # What stops a service manager's job also cleans up after itself, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # A command line without the option gives an empty tuple in some releases of click, None in others.
-    spec = ExportSpec(input_size=input_size or None, **options)
+    for name in ("input_size", "frame", "max_frame"):
+        # A command line without the option gives an empty tuple in some releases of click, None in others.
+        options[name] = options[name] or None
+    spec = ExportSpec(**options)
     result = run_export(spec, Silent() if quiet else Terminal())
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))

@@ -12,7 +12,7 @@ import importlib
 from typing import Any
 
 from runtime.backends.cuda import device_count
-from runtime.manifest import EngineInfo
+from runtime.manifest import COLUMNS_INPUT, FRAME_INPUT, ROWS_INPUT, EngineInfo, FrameSpec
 
 from .errors import EngineError
 
@@ -44,13 +44,14 @@ def check_builder(library: str, capabilities: tuple[str, ...] = ()) -> None:
         _sm(trt, capability)
 
 
-def build_engine(onnx: bytes, info: EngineInfo) -> bytes:
+def build_engine(onnx: bytes, info: EngineInfo, frame: FrameSpec | None = None) -> bytes:
     """Parse a graph and build an engine from it.
 
     Args:
         onnx: the graph, a serialized ONNX model with a dynamic first dimension of its inputs
         info: the library to build with, the compute capability to build for (TensorRT builds for the GPU that is
             present), and the largest batch, which is what the engine is tuned for
+        frame: the frames that the graph takes, of whose largest the engine is tuned for; None if it takes images
 
     Returns:
         the serialized engine
@@ -77,12 +78,23 @@ def build_engine(onnx: bytes, info: EngineInfo) -> bytes:
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         rest = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, (1, *rest), (info.max_batch, *rest), (info.max_batch, *rest))
+        smallest = tuple(1 if side < 0 else side for side in rest)
+        largest = _largest(tensor.name, rest, frame)
+        profile.set_shape(tensor.name, (1, *smallest), (info.max_batch, *largest), (info.max_batch, *largest))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"{_name(library)} {trt.__version__} could not build the engine: {logger.last_error}")
     return bytes(plan)
+
+
+def _largest(name: str, shape: tuple[int, ...], frame: FrameSpec | None) -> tuple[int, ...]:
+    """The largest shape of an input without its batch: its dynamic sides are those of a frame."""
+    if frame is None:
+        return shape
+    dynamic = {FRAME_INPUT: frame.size, ROWS_INPUT: frame.size[:1], COLUMNS_INPUT: frame.size[1:]}
+    given = iter(dynamic[name])
+    return tuple(next(given) if side < 0 else side for side in shape)
 
 
 def engine_file(variant: str, info: EngineInfo) -> str:

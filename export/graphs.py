@@ -260,6 +260,11 @@ def _write_graph(variant: str, graph: onnx.ModelProto, base: Base, writer: Bundl
         graph = attach(graph, tail)
     file = "model.onnx" if variant == "fp32" else f"model.{variant}.onnx"
     precision, _, scheme = variant.partition(".")
+    front = base.load_front()
+    if front is not None:
+        from .graph.join import join
+
+        graph = join(front, graph)
     if scheme != "cpu":
         check_tensorrt10(graph, file)
     set_metadata(graph, {METADATA_KEY: base.manifest.to_json(), VARIANT_KEY: variant})

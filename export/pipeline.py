@@ -34,7 +34,7 @@ from .progress import Progress, Silent
 from .report import ExportResult
 from .spec import ExportSpec
 from .tasks import task_export
-from .verify import Comparison, Remembered, check, compare_networks
+from .verify import Comparison, FrameStream, Remembered, check, compare_networks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,6 +131,7 @@ def _verify(
         images = unlabelled_images(spec, spec.verify_samples)
     task = task_export(base.manifest.task)
     reference = Remembered(base.load_reference())
+    frames = None if base.manifest.frame is None else FrameStream(images, base.manifest)
     comparisons: dict[str, Comparison] = {}
     with progress.stage(f"verifying {len(made)} artefacts on {len(images)} images"):
         for artefact in made:  # one after the other: a large network is in memory once, not once an artefact
@@ -143,6 +144,7 @@ def _verify(
                     base.manifest.preprocessing,
                     task.class_axis,
                     progress.update,
+                    frames,
                     _comparison(base),
                 )
             finally:
@@ -197,7 +199,7 @@ def _build_engines(
                 continue
             graph = graphs[variant]
             with progress.stage(f"building {file}"):
-                plan = engines.build_engine((writer.folder / graph.file).read_bytes(), info)
+                plan = engines.build_engine((writer.folder / graph.file).read_bytes(), info, base.manifest.frame)
             built.append(writer.add(file, plan, "engine", graph.precision, graph.scheme, info))
     return built
 

@@ -8,13 +8,16 @@ from pathlib import Path
 
 from calib import METHODS
 from runtime.backends import BACKENDS, unavailable
-from runtime.manifest import Preprocessing
+from runtime.manifest import CHANNEL_ORDERS, FrameSpec, Preprocessing
 
 from .errors import ExportError
 
 DEFAULT_RTX_CAPABILITIES = ("8.6",)
 """What `--rtx` builds for unless told: Ampere consumer GPUs (RTX 30), the oldest in wide use."""
 
+INPUTS = ("image", "frame")
+DEFAULT_MAX_FRAME = (1080, 1920)
+"""Largest frame unless told, height and width: what most cameras give."""
 DEFAULT_MAX_DETECTIONS = 100
 """Rows of the outputs of a detector, as the COCO evaluation counts them."""
 
@@ -57,6 +60,10 @@ class ExportSpec:
         labels: a text file with one class name a line.
         input_size: height and width in pixels; None takes them from the weights or the architecture.
         preprocessing: replaces everything known about the preprocessing, the input size included.
+        input: what the graphs take: `"image"`, resized and normalized, or `"frame"`, as a camera gives it.
+        channels: order of a frame's channels, `"rgb"` or `"bgr"`.
+        frame: height and width of every frame in pixels, where they are known.
+        max_frame: height and width of the largest frame in pixels; None is :data:`DEFAULT_MAX_FRAME`.
         end_to_end: whether the graphs give what a program wants: detections, the class map, probabilities. False is
             the network's own outputs. None is detections of a detector, and otherwise what the options below ask for.
         score_threshold: of detections: the least score of a box; None takes the detector's own.
@@ -96,6 +103,10 @@ class ExportSpec:
     labels: Path | None = None
     input_size: tuple[int, int] | None = None
     preprocessing: Preprocessing | None = None
+    input: str = "image"
+    channels: str = "rgb"
+    frame: tuple[int, int] | None = None
+    max_frame: tuple[int, int] | None = None
     end_to_end: bool | None = None
     score_threshold: float | None = None
     iou_threshold: float | None = None
@@ -147,6 +158,7 @@ class ExportSpec:
             raise ExportError("give the input size in `preprocessing` or as `input_size`, not in both")
         self._check_post_processing()
         self._check_mixed_precision()
+        self._check_frame()
         if self.int8_report and not self.int8:
             raise ExportError("--int8-report tells of what --int8 makes: add --int8")
         if self.rtx_capabilities and not self.rtx:
@@ -156,6 +168,33 @@ class ExportSpec:
         for capability in self.rtx_capabilities:
             if not _CAPABILITY.fullmatch(capability):
                 raise ExportError(f"--rtx-capability {capability!r} is not a compute capability such as 8.6")
+
+    def _check_frame(self) -> None:
+        for option, value, choices in (
+            ("--input", self.input, INPUTS),
+            ("--channels", self.channels, CHANNEL_ORDERS),
+        ):
+            if value not in choices:
+                raise ExportError(f"{option} {value} is unknown, expected one of {', '.join(choices)}")
+        for option, size in (("--frame", self.frame), ("--max-frame", self.max_frame)):
+            if size is not None and len(size) != 2:
+                raise ExportError(f"{option} takes height and width, not {size}")
+            if size is not None and self.input != "frame":
+                raise ExportError(f"{option} {size[0]} {size[1]} is of frames: add --input frame")
+            for side in size or ():
+                self._check_range(option, side, 1, _MAX_SIDE)
+        if self.channels != "rgb" and self.input != "frame":
+            raise ExportError(f"--channels {self.channels} is of frames: add --input frame")
+        if self.frame is not None and self.max_frame is not None:
+            raise ExportError("--frame says that all frames have one size, --max-frame that they differ: give one")
+
+    @property
+    def frame_spec(self) -> FrameSpec | None:
+        """The frames that the graphs take; None if they take images."""
+        if self.input != "frame":
+            return None
+        size = self.frame or self.max_frame or DEFAULT_MAX_FRAME
+        return FrameSpec(self.channels, (size[0], size[1]), self.frame is not None)
 
     def _check_post_processing(self) -> None:
         given = self.post_processing_options

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import ExportError
 from .fold import fold_layers
+from .onnx_graph import INPUT_NAME
 from .simplify import simplify
 
 OPSET = 20
@@ -24,7 +25,6 @@ OPSET = 20
 IR_VERSION = 9
 """The file format that came with opset 20, so that older readers take the file."""
 MAX_TRACED_BATCH = 4096
-INPUT_NAME = "input"
 _LARGEST_FILE = 2**31 - 2**20
 """Protocol buffers end at 2 GiB; a little is left for metadata."""
 

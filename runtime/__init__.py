@@ -12,6 +12,7 @@ from .detections import Detection, Detections
 from .errors import BackendError, BundleError, HolocronError, ImageError, InputError
 from .model import Model, load
 from .results import Classification, Prediction, Region, Segmentation, TopClasses
+from .video import open_video
 
 __all__ = [
     "BackendError",
@@ -28,4 +29,5 @@ __all__ = [
     "Segmentation",
     "TopClasses",
     "load",
+    "open_video",
 ]

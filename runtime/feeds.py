@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,22 +99,19 @@ class FrameFeeder:
         return _batched(reduced, matrices), sizes
 
     def _open(self, source: ImageSource, unnamed: str) -> NDArray[np.uint8]:
-        named = isinstance(source, (str, os.PathLike)) or getattr(source, "filename", None)
-        name = str(source if isinstance(source, (str, os.PathLike)) else named) if named else unnamed
-        image: Any = source
-        if not isinstance(source, np.ndarray) or source.ndim != 3 or source.shape[2] != 3:
-            image = open_image(source, None if named else unnamed)
-        self._check_size(image, name)
-        if isinstance(source, np.ndarray):
-            # Through a Pillow image where that drops alpha or spreads grey; the order of the colours stays.
-            return np.ascontiguousarray(_checked(image, name))
-        pixels = np.asarray(image)
-        return np.ascontiguousarray(pixels[..., ::-1]) if self._frame.channels == "bgr" else pixels
+        if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape[2:] == (3,) and source.size:
+            self._check_size(source, unnamed)
+            return np.ascontiguousarray(source)
+        path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", None)
+        pixels = np.asarray(open_image(source, None if path else unnamed))
+        self._check_size(pixels, str(path or unnamed))
+        # Of an array with alpha or of grey Pillow keeps the order; whatever else there is, it opens as RGB.
+        is_rgb = not isinstance(source, np.ndarray)
+        return np.ascontiguousarray(pixels[..., ::-1]) if is_rgb and self._frame.channels == "bgr" else pixels
 
-    def _check_size(self, image: Image.Image | NDArray[Any], name: str) -> None:
-        size = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
-        (height, width), (h, w) = size, self._frame.size
-        if self._frame.fixed and size != self._frame.size:
+    def _check_size(self, pixels: NDArray[np.uint8], name: str) -> None:
+        (height, width), (h, w) = pixels.shape[:2], self._frame.size
+        if self._frame.fixed and (height, width) != (h, w):
             raise ImageError(
                 f"{name} has {height} x {width} pixels (height x width), {self._name} takes frames of {h} x {w} only: "
                 f"resize it, or export the model with --frame {height} {width} or with --max-frame"
@@ -133,12 +130,6 @@ class FrameFeeder:
         # their two passes from Pillow itself: they are narrow ones.
         reduced = np.asarray(resize_rows(Image.fromarray(frame), self._preprocessing))
         return reduced, resize_matrices_after_rows(height, width, self._preprocessing)
-
-
-def _checked(array: NDArray[Any] | Image.Image, name: str) -> NDArray[np.uint8]:
-    if isinstance(array, np.ndarray) and (array.dtype != np.uint8 or not array.size):
-        open_image(array, name)  # raises with what is wrong
-    return np.asarray(array)
 
 
 def _batched(frames: Sequence[NDArray[np.uint8]], matrices: Sequence[ResizeMatrices]) -> Feeds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +31,22 @@ _ORIENTATION = 0x0112
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
+@dataclass(frozen=True, eq=False)
+class OpenedImage:
+    """An image that was opened, perhaps with fewer pixels than it has.
+
+    Attributes:
+        image: of mode RGB, upright.
+        size: its height and width as it is, upright.
+        box: left, top, right and bottom of the part of `image` that shows it, in pixels of `image`, where that is less
+            than all: a reduced image ends within its last pixels. None for all.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    box: tuple[float, float, float, float] | None = None
+
+
 def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """Open an image as 8-bit RGB, upright.
 
@@ -48,12 +65,10 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
         ImageError: if it is not an image, is damaged, is larger than `PIL.Image.MAX_IMAGE_PIXELS`, or is of a type that
             has no single conversion to 8 bits
     """
-    return open_reduced(source, name)[0]
+    return open_reduced(source, name).image
 
 
-def open_reduced(
-    source: ImageSource, name: str | None = None, enough: EnoughPixels | None = None
-) -> tuple[Image.Image, tuple[int, int]]:
+def open_reduced(source: ImageSource, name: str | None = None, enough: EnoughPixels | None = None) -> OpenedImage:
     """Open an image as :func:`open_image` does, a JPEG file perhaps at a half, a quarter or an eighth of its size.
 
     A JPEG's blocks of 8 × 8 pixels are decoded to fewer pixels each, which takes a fraction of the time.
@@ -64,15 +79,15 @@ def open_reduced(
         enough: given an image's height and width, the smallest that it may be decoded to; None for its own size
 
     Returns:
-        a Pillow image of mode RGB, and the height and width of the image as it was, upright
+        the image, and its size as it was
 
     Raises:
         ImageError: as above
     """
     if isinstance(source, Image.Image):
-        return _with_size(_from_pillow(source, name or str(getattr(source, "filename", "")) or "the image"))
+        return _whole(_from_pillow(source, name or str(getattr(source, "filename", "")) or "the image"))
     if isinstance(source, np.ndarray):
-        return _with_size(_from_array(source, name or "the array"))
+        return _whole(_from_array(source, name or "the array"))
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if isinstance(path, str):
@@ -110,11 +125,11 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _with_size(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
-    return image, (image.height, image.width)
+def _whole(image: Image.Image) -> OpenedImage:
+    return OpenedImage(image, (image.height, image.width))
 
 
-def _from_file(path: str, name: str, enough: EnoughPixels | None) -> tuple[Image.Image, tuple[int, int]]:
+def _from_file(path: str, name: str, enough: EnoughPixels | None) -> OpenedImage:
     try:
         file = Path(path).open("rb")  # noqa: SIM115 - closed by the `with` below
     except IsADirectoryError:
@@ -136,18 +151,35 @@ def _from_file(path: str, name: str, enough: EnoughPixels | None) -> tuple[Image
                 "decompression bombs: raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
             )
         if enough is None or image.format not in ("JPEG", "MPO"):
-            return _with_size(_from_pillow(image, name, file_format=image.format))
-        size = _reduce(image, enough)
-        return _from_pillow(image, name, file_format=image.format), size
+            return _whole(_from_pillow(image, name, file_format=image.format))
+        return _reduced(image, name, enough)
 
 
-def _reduce(image: Image.Image, enough: EnoughPixels) -> tuple[int, int]:
-    """Ask for fewer pixels of a JPEG that is not decoded yet; the height and width that it has, upright."""
-    turned = _orientation(image) in range(5, 9)
+def _reduced(image: Image.Image, name: str, enough: EnoughPixels) -> OpenedImage:
+    """Open a JPEG that is not decoded yet with as few pixels as are enough."""
+    orientation = _orientation(image)
+    turned = orientation in range(5, 9)
     size = (image.width, image.height) if turned else (image.height, image.width)
     height, width = enough(*size)
-    image.draft(None, (height, width) if turned else (width, height))
-    return size
+    draft = image.draft(None, (height, width) if turned else (width, height))
+    decoded = image.size
+    upright = _from_pillow(image, name, file_format=image.format)
+    box = None if draft is None else _upright_box(draft[1], decoded, orientation)
+    return OpenedImage(upright, size, box)
+
+
+def _upright_box(
+    box: tuple[float, float, float, float], size: tuple[int, int], orientation: int
+) -> tuple[float, float, float, float]:
+    """Where a part of an image of that width and height lies after the EXIF orientation is applied."""
+    (left, top, right, bottom), (width, height) = box, size
+    if orientation in range(5, 9):  # mirrored about the diagonal, and then as below
+        left, top, right, bottom, width, height = top, left, bottom, right, height, width
+    if orientation in (2, 3, 6, 7):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 7, 8):
+        top, bottom = height - bottom, height - top
+    return left, top, right, bottom
 
 
 def _identify(file: IO[bytes], path: str) -> Image.Image | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from .manifest import METADATA_KEY, VARIANT_KEY, Artefact, Manifest, TensorSpec,
 from .onnx_metadata import read_metadata
 from .preprocess import Preprocessor
 from .tasks import Result, task_behaviour
+
+if TYPE_CHECKING:
+    from .stream import StreamAnswer
 
 _ALIASES = {"float32": "fp32", "float16": "fp16"}
 _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
@@ -149,6 +152,30 @@ class Model:
         images = _several(image)
         return self._preprocessor.batch([image] if images is None else images)  # type: ignore[list-item]
 
+    def stream(self, images: Iterable[ImageSource], workers: int | None = None) -> Iterator[StreamAnswer]:
+        """Answer one image after the other, several of them in the making: reading and decoding overlap with the
+        network and with what is made of its outputs.
+
+        Args:
+            images: paths, Pillow images or uint8 arrays, which need not be all there yet: a generator may wait for a
+                camera, see :func:`runtime.open_video`. It is read in a thread of its own, a few images ahead. An array
+                is not to be changed before its answer has come. A generator is closed at the end
+            workers: images at once; by default as many as the model's threads leave room for, two at least.
+                `concurrency` of :func:`load` lets their networks run at the same time
+
+        Returns:
+            an iterator of answers in the order of the images; an image that cannot be taken is an answer with an error.
+            Closing it, or an error, ends all that is under way
+
+        Raises:
+            TypeError: if workers is not an integer
+            ValueError: if workers is below 1
+            BackendError: while iterating, if the network fails; whatever the source raises comes through, too
+        """
+        from .stream import stream  # the threads' machinery, which `import runtime` can do without
+
+        return stream(self, images, workers)
+
     def close(self) -> None:
         """Release the network; calling it twice is allowed, classifying afterwards is a BackendError."""
         self._closed = True
@@ -217,7 +244,9 @@ def load(
     backend: str | None = None,
     threads: int | None = None,
     device: str | int | None = None,
+    *,
     fast_decode: bool = False,
+    concurrency: int = 1,
 ) -> Model:
     """Open a bundle with the best backend and precision that there are here, or with those asked for.
 
@@ -231,6 +260,8 @@ def load(
         device: a GPU's number or `"cuda:1"`, `"cpu"`, or one of OpenVINO's devices, e.g. `"gpu"`; by default the first
         fast_decode: decode JPEG files at a fraction of their size where the network needs no more: several times
             faster, and the pixels differ a little. For networks that take images, not frames.
+        concurrency: calls that are to run at the same time without waiting for each other, 1 to 1024, each on so many
+            threads; any number of threads may call the model nonetheless
 
     Returns:
         the model, ready to be called
@@ -242,11 +273,10 @@ def load(
         ValueError: if threads is out of range
     """
     threads = check_threads(threads)
+    check_threads(concurrency, "concurrency")
     source = _open(Path(path))
     if fast_decode and source.manifest.frame is not None:
-        raise BundleError(
-            f"{source.manifest.name} takes frames as they are: leave fast_decode out, or export it without --input frame"
-        )
+        raise BundleError(f"{source.manifest.name} takes frames as they are: leave fast_decode out")
     wanted = _precision(precision)
     first_error: BackendError | None = None
     for name in _candidates(backend, device):
@@ -257,7 +287,7 @@ def load(
             continue
         file = source.file(variant)  # a changed file is an error, not a reason to take another
         try:
-            session = open_session(file, name, threads, device, variant)
+            session = open_session(file, name, threads, device, variant, concurrency=concurrency)
         except BackendError as e:
             first_error = first_error or e
             continue

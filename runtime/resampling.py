@@ -1,8 +1,8 @@
 """Resizing as two matrix products: the weights that Pillow resizes with, which depend on the sizes alone.
 
-An image `X` of one channel, of h × w pixels, becomes `rows · X · columns`. Pillow rounds to 8 bits after each product, in
-fixed point: a weight is a whole number of units of 2⁻²². Whoever does the same with these matrices, in the same order,
-gets the same pixels, wherever the products are computed.
+An image `X` of one channel, of h × w pixels, becomes `rows · X · columns`. Pillow rounds to 8 bits after each product,
+in fixed point: a weight is a whole number of units of 2⁻²². Whoever does the same with these matrices, in the same
+order, gets the same pixels, wherever the products are computed.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _hamming(x: _Float64) -> _Float64:
 
 
 def _cubic(x: _Float64) -> _Float64:
-    """Keys's cubic convolution with a = −1/2 (IEEE Transactions on Acoustics, Speech and Signal Processing 29, 1981)."""
+    """Cubic convolution with a = −1/2 (Keys, IEEE Transactions on Acoustics, Speech and Signal Processing, 1981)."""
     x = np.abs(x)
     a = -0.5
     inner = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from runtime.manifest import COLUMNS_INPUT, FRAME_INPUT, ROWS_INPUT, FrameSpec, Preprocessing
 from runtime.resampling import WEIGHT_BITS, resize_matrices, rows_first
 
-from ..trace import INPUT_NAME, MAX_TRACED_BATCH, trace_examples
+from ..onnx_graph import INPUT_NAME
+from ..trace import MAX_TRACED_BATCH, trace_examples
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +27,7 @@ _LOW_BITS = 12
 _UNIT = 2.0**-WEIGHT_BITS
 _HIGH_UNIT = 2.0 ** (_LOW_BITS - WEIGHT_BITS)
 _BANDS = 16
-"""Into how many bands the constant matrices are cut: with more, fewer zeros are multiplied by more, smaller products."""
+"""Into how many bands constant matrices are cut. More of them multiply fewer zeros, in smaller products."""
 
 
 class FrameInput(nn.Module):
@@ -127,6 +128,9 @@ def trace_frame_input(preprocessing: Preprocessing, frame: FrameSpec) -> onnx.Mo
 
 class _Normalize(nn.Module):
     """Pixels (N, 3, H, W) from 0 to 255 to the network's input, in the steps and the order of the host's."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, preprocessing: Preprocessing, channels: str) -> None:
         super().__init__()

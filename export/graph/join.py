@@ -1,7 +1,7 @@
 """One graph in front of another, and both taken apart again: a network stays what it was behind its preprocessing.
 
-What quantizes, converts or compares a network works on the network alone. The part in front is joined to the result, and
-taken off when a bundle's graph is read to make others from it.
+What quantizes, converts or compares a network works on the network alone. The part in front is joined to the result,
+and taken off when a bundle's graph is read to make others from it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import onnx
 
-from ..onnx_graph import GraphIndex, drop_unknown_shapes, drop_unused_initializers, replace_nodes
+from ..onnx_graph import INPUT_NAME, GraphIndex, drop_unknown_shapes, drop_unused_initializers, replace_nodes
 
 _PREFIX = "frame/"
 
@@ -28,18 +28,17 @@ def join(front: onnx.ModelProto, network: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(network)
     (seam,) = network.graph.input
-    index, ends = GraphIndex(network), {value.name for value in front.graph.input} | {seam.name}
-    names = {
-        name: name if name in ends else index.fresh(f"{_PREFIX}{name}")
-        for name in dict.fromkeys((*_initializers(front), *(name for node in front.graph.node for name in node.output)))
-    }
+    index, ends = GraphIndex(network), {seam.name, *(value.name for value in front.graph.input)}
+    inner = [tensor.name for tensor in front.graph.initializer]
+    inner += [name for node in front.graph.node for name in node.output if name not in ends]
+    names = {name: index.fresh(f"{_PREFIX}{name.removeprefix(_PREFIX)}") for name in inner}
     nodes = []
     for node in front.graph.node:
         renamed = onnx.NodeProto()
         renamed.CopyFrom(node)
-        renamed.name = f"{_PREFIX}{node.name}"
         renamed.input[:] = [names.get(name, name) for name in node.input]
         renamed.output[:] = [names.get(name, name) for name in node.output]
+        renamed.name = f"{_PREFIX}{renamed.output[0].removeprefix(_PREFIX)}"
         nodes.append(renamed)
     for tensor in front.graph.initializer:
         result.graph.initializer.add().CopyFrom(tensor)
@@ -52,50 +51,44 @@ def join(front: onnx.ModelProto, network: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def behind(model: onnx.ModelProto, seam: str) -> onnx.ModelProto:
+def behind(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network of a joined graph.
 
     Args:
         model: what :func:`join` made; it is changed in place, since it may be gigabytes
-        seam: name of the network's input
 
     Returns:
         the same model without the part in front
     """
-    (value,) = [value for value in model.graph.value_info if value.name == seam]
-    _keep(model, [seam], [output.name for output in model.graph.output], [value])
+    seam = _seam(model)
+    replace_nodes(model, _needed(model, [seam.name], [output.name for output in model.graph.output]))
+    del model.graph.input[:]
+    model.graph.input.append(seam)
+    drop_unused_initializers(model)
+    drop_unknown_shapes(model)
     return model
 
 
-def in_front(model: onnx.ModelProto, seam: str) -> onnx.ModelProto:
+def in_front(model: onnx.ModelProto) -> onnx.ModelProto:
     """The part in front of the network of a joined graph.
 
     Args:
         model: what :func:`join` made; it is not changed
-        seam: name of the network's input
 
     Returns:
-        a model of its own, with the names that the joined graph has
+        a model of its own, to be joined to another network
     """
-    (value,) = [value for value in model.graph.value_info if value.name == seam]
-    nodes = _needed(model, [value.name for value in model.graph.input], [seam])
+    seam = _seam(model)
+    nodes = _needed(model, [value.name for value in model.graph.input], [seam.name])
     read = {name for node in nodes for name in node.input}
-    graph = onnx.helper.make_graph(
-        nodes, "frame", model.graph.input, [value], [t for t in model.graph.initializer if t.name in read]
-    )
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    graph = onnx.helper.make_graph(nodes, "frame", model.graph.input, [seam], constants)
     return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _keep(
-    model: onnx.ModelProto, starts: Iterable[str], ends: Iterable[str], inputs: Iterable[onnx.ValueInfoProto]
-) -> None:
-    kept = _needed(model, starts, ends)
-    replace_nodes(model, kept)
-    values = list(inputs)
-    del model.graph.input[:]
-    model.graph.input.extend(values)
-    drop_unused_initializers(model)
-    drop_unknown_shapes(model)
+def _seam(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    (value,) = [value for value in model.graph.value_info if value.name == INPUT_NAME]
+    return value
 
 
 def _needed(model: onnx.ModelProto, starts: Iterable[str], ends: Iterable[str]) -> list[onnx.NodeProto]:
@@ -105,9 +98,4 @@ def _needed(model: onnx.ModelProto, starts: Iterable[str], ends: Iterable[str]) 
         if wanted.intersection(node.output):
             kept.append(node)
             wanted.update(set(node.input) - known)
-        wanted -= known
     return kept[::-1]
-
-
-def _initializers(model: onnx.ModelProto) -> list[str]:
-    return [tensor.name for tensor in model.graph.initializer]

@@ -109,6 +109,8 @@ def open_session(
     threads: int | None = None,
     device: str | int | None = None,
     precision: str = "fp32",
+    *,
+    concurrency: int = 1,
 ) -> Session:
     """Open a network.
 
@@ -118,6 +120,7 @@ def open_session(
         threads: processor threads; by default the physical cores that this process may use
         device: a GPU's number, or `"cuda:1"`; an OpenVINO device; by default the first GPU, or the processor
         precision: what the network was exported as; only ONNX Runtime's TensorRT provider must be told
+        concurrency: calls that are to run at the same time, each on so many threads; only OpenVINO must be told
 
     Returns:
         the session
@@ -136,14 +139,21 @@ def open_session(
     if backend == "openvino":
         from .openvino import OpenVINOSession
 
-        return OpenVINOSession(model, count, device)
+        return OpenVINOSession(model, count, device, concurrency)
     from .onnxruntime import OnnxRuntimeSession
 
     return OnnxRuntimeSession(model, backend, count, device, precision)
 
 
-def check_threads(threads: int | None) -> int:
+def check_threads(threads: int | None, name: str = "threads") -> int:
     """The number of threads asked for, or the default.
+
+    Args:
+        threads: how many; None for the physical cores
+        name: what to call it in an error
+
+    Returns:
+        how many
 
     Raises:
         TypeError: if it is not an integer
@@ -152,9 +162,9 @@ def check_threads(threads: int | None) -> int:
     if threads is None:
         return cpu.default_threads()
     if isinstance(threads, bool) or not isinstance(threads, int):
-        raise TypeError(f"threads is {threads!r}, expected an integer")
+        raise TypeError(f"{name} is {threads!r}, expected an integer")
     if not 1 <= threads <= 1024:
-        raise ValueError(f"threads is {threads}, expected 1 to 1024")
+        raise ValueError(f"{name} is {threads}, expected 1 to 1024")
     return threads
 
 

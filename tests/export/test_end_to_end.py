@@ -367,6 +367,56 @@ class TestClasses:
         assert Module(6)(logits)[1].tolist() == [[1, 2, 4, 0, 5, 3]]
 
 
+class TestFrames:
+    """Frames in, results out: what stands in front of the network and what stands behind it, together."""
+
+    @pytest.mark.parametrize("fixed", [True, False])
+    def test_boxes_of_frames(self, tmp_path, photos, detector, fixed):
+        size = {"frame": (40, 48)} if fixed else {"max_frame": (64, 64)}
+        result = export_model(
+            seeded(TinyBoxes),
+            tmp_path / "frames",
+            task="detection",
+            preprocessing=PAD,
+            score_threshold=0.2,
+            iou_threshold=0.5,
+            max_detections=96,
+            fp16=fixed,
+            input="frame",
+            calib=photos,
+            **size,
+        )
+        assert result.manifest.post_processing.coordinates == ("frame" if fixed else "network")
+        paths = list(find_images(photos))[:4]
+        with runtime.load(result.bundle, "fp32") as framed, runtime.load(detector.bundle, "fp32") as plain:
+            for ours, theirs in zip(framed(paths), plain(paths), strict=True):
+                np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
+                assert ours.labels.tolist() == theirs.labels.tolist()
+        network = load_network(result.bundle / "model.onnx", result.manifest)
+        assert graph_digest(network) == graph_digest(load_network(detector.bundle / "model.onnx", detector.manifest))
+        more = export_model(str(result.bundle), tmp_path / "more", int8=True, calib=photos)
+        assert more.manifest.post_processing == result.manifest.post_processing
+
+    def test_a_class_map_of_frames(self, tmp_path, photos):
+        result = export_model(
+            seeded(TinySegmenter),
+            tmp_path / "frames",
+            task="segmentation",
+            preprocessing=PAD,
+            class_map=True,
+            input="frame",
+            frame=(40, 48),
+            calib=photos,
+        )
+        plain = export_model(seeded(TinySegmenter), tmp_path / "plain", task="segmentation", preprocessing=PAD)
+        assert result.manifest.outputs[0].shape == ("batch", 40, 48)
+        path = find_images(photos)[0]
+        with runtime.load(result.bundle) as framed, runtime.load(plain.bundle) as other:
+            ours, theirs = framed(path), other(path)
+            assert ours.class_map.shape == (40, 48)
+            assert (ours.resized() == theirs.resized()).mean() > 0.99
+
+
 class TestVerification:
     def test_a_wrong_graph_is_refused(self, tmp_path, photos, monkeypatch):
         """Boxes that PyTorch would have suppressed: the heads are right, what is made of them is not."""
