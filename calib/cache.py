@@ -1,9 +1,11 @@
-"""`calibration.json`: the ranges of a bundle's tensors, and what they were measured with.
+"""`calibration.json`: how a bundle's INT8 graphs were calibrated.
 
-A rerun with the same model, images, preprocessing and method reads it and skips the calibration. The file is a JSON
-object with the keys `schema_version` (1), `method`, `model` and `images` (SHA-256 of the float network and of the
-images), `image_count`, `preprocessing` (as in the manifest) and `ranges`: by tensor, `minimum`, `maximum`, `symmetric`
-and `asymmetric` (two numbers). Unknown keys, missing keys and numbers that are not finite are refused.
+A rerun with the same model, images, preprocessing and settings reads it and skips what was measured. The file is a JSON
+object with the keys `schema_version` (2), `method`, `effort`, `per_tensor` and `seed` (the settings), `model` and
+`images` (SHA-256 of the float network and of the images), `image_count`, `preprocessing` (as in the manifest) and
+`schemes`: by scheme `ranges` (by tensor, `minimum`, `maximum`, `symmetric` and `asymmetric`, two numbers), `chosen` (by
+tensor, what chose its range), `factors` (by tensor, what its channels were multiplied with) and `kept_float` (by layer
+that stays in higher precision, why). Unknown keys, missing keys and numbers that are not finite are refused.
 """
 
 from __future__ import annotations
@@ -12,58 +14,89 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from runtime.manifest import INTERPOLATIONS, PAD_MODES, RESIZE_MODES, Preprocessing
+from runtime.manifest import INTERPOLATIONS, PAD_MODES, RESIZE_MODES, SCHEMES, Preprocessing
 
 from .errors import CalibrationError
 from .observers import METHODS, TensorRange
 
 CACHE_NAME = "calibration.json"
-CACHE_VERSION = 1
+CACHE_VERSION = 2
+AUTO = "auto"
+"""The method that takes for each tensor the range with the least error at the network's output."""
+EFFORTS = ("fast", "normal", "high")
 
 _MAX_BYTES = 64 * 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class CalibrationCache:
-    """The ranges of one calibration and what they depend on.
+class CalibrationSettings:
+    """What is asked of a calibration.
 
     Attributes:
-        method: of the observers.
+        method: :data:`AUTO`, or one of :data:`~calib.observers.METHODS` for all tensors.
+        effort: one of :data:`EFFORTS`.
+        per_tensor: one scale for all weights of a layer, in place of one an output channel.
+        seed: of all that is drawn.
+    """
+
+    method: str = AUTO
+    effort: str = "normal"
+    per_tensor: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SchemeCalibration:
+    """What was measured for one quantization scheme.
+
+    Attributes:
+        ranges: by tensor of the rescaled network.
+        chosen: what chose each of them.
+        factors: what the channels of tensors were multiplied with, by the name of the first of those scaled alike.
+        kept_float: layers that stay in higher precision, and why.
+    """
+
+    ranges: Mapping[str, TensorRange]
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    kept_float: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CalibrationCache:
+    """The calibration of a bundle and what it depends on.
+
+    Attributes:
+        settings: what was asked.
         model: SHA-256 of the float network that ran.
         images: :func:`~calib.images.images_digest` of the images.
         image_count: number of images that were read.
         preprocessing: how they became the network's input.
-        ranges: by tensor.
+        schemes: what was measured, by scheme.
     """
 
-    method: str
+    settings: CalibrationSettings
     model: str
     images: str
     image_count: int
     preprocessing: Preprocessing
-    ranges: Mapping[str, TensorRange]
+    schemes: Mapping[str, SchemeCalibration]
 
     def mismatch(
-        self,
-        method: str,
-        model: str,
-        images: str,
-        preprocessing: Preprocessing,
-        tensors: tuple[str, ...] = (),
+        self, settings: CalibrationSettings, model: str, images: str, preprocessing: Preprocessing
     ) -> str | None:
-        """Why the ranges do not serve a calibration; None if they do.
+        """Why what was measured does not serve a calibration; None if it does.
 
         Args:
-            method: asked for
+            settings: asked for
             model: SHA-256 of the float network
             images: digest of the images
             preprocessing: of the images
-            tensors: whose ranges are needed
 
         Returns:
             the reason in a few words, or None
@@ -74,16 +107,21 @@ class CalibrationCache:
             return "the images are others"
         if self.preprocessing != preprocessing:
             return "the preprocessing is another"
-        if self.method != method:
-            return f"it was made with the method {self.method}"
-        missing = [name for name in tensors if name not in self.ranges]
-        return f"it lacks the tensor {missing[0]!r}" if missing else None
+        for entry in fields(CalibrationSettings):
+            ours = getattr(self.settings, entry.name)
+            if ours != getattr(settings, entry.name):
+                return f"it was made with {entry.name.replace('_', ' ')} {str(ours).lower()}"
+        return None
 
     def to_json(self) -> str:
         """The cache as it stands in `calibration.json`; the same for the same cache."""
-        data = {"schema_version": CACHE_VERSION, **asdict(self)}
-        data["ranges"] = dict(sorted(data["ranges"].items()))
-        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        data = {"schema_version": CACHE_VERSION, **asdict(self.settings), **asdict(self)}
+        del data["settings"]
+        data["schemes"] = {
+            scheme: {part: dict(sorted(entries.items())) for part, entries in parts.items()}
+            for scheme, parts in sorted(data["schemes"].items())
+        }
+        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = CACHE_NAME) -> CalibrationCache:
@@ -126,23 +164,17 @@ def read_cache(path: Path) -> CalibrationCache:
     return CalibrationCache.from_json(text, str(path))
 
 
-def cached_ranges(
-    path: Path,
-    method: str,
-    model: str,
-    images: str,
-    preprocessing: Preprocessing,
-    tensors: tuple[str, ...] = (),
+def read_calibration(
+    path: Path, settings: CalibrationSettings, model: str, images: str, preprocessing: Preprocessing
 ) -> tuple[CalibrationCache | None, str]:
     """The cache at `path` if it serves this calibration. Whatever is wrong with it only means to calibrate again.
 
     Args:
         path: a `calibration.json`, which need not exist
-        method: asked for
+        settings: asked for
         model: SHA-256 of the float network
         images: digest of the images
         preprocessing: of the images
-        tensors: whose ranges are needed
 
     Returns:
         the cache and an empty string, or None and the reason
@@ -151,7 +183,7 @@ def cached_ranges(
         cache = read_cache(path)
     except CalibrationError as e:
         return None, "there is none" if isinstance(e.__cause__, FileNotFoundError) else str(e)
-    reason = cache.mismatch(method, model, images, preprocessing, tensors)
+    reason = cache.mismatch(settings, model, images, preprocessing)
     return (cache, "") if reason is None else (None, reason)
 
 
@@ -162,20 +194,61 @@ def _parse(data: Any) -> CalibrationCache:
     version = data.pop("schema_version", None)
     if version != CACHE_VERSION or isinstance(version, bool):
         raise ValueError(f"its schema_version is {version!r}, this release reads {CACHE_VERSION}")
-    _check_keys(data, CalibrationCache, "the top level")
-    if data["method"] not in METHODS:
-        raise ValueError(f"method is {data['method']!r}")
+    settings = {entry.name: data.pop(entry.name) for entry in fields(CalibrationSettings) if entry.name in data}
+    _check_keys(settings, CalibrationSettings, "the top level")
+    _check_keys({**data, "settings": settings}, CalibrationCache, "the top level")
     for key in ("model", "images"):
         if not isinstance(data[key], str) or not _SHA256.fullmatch(data[key]):
             raise ValueError(f"{key} is {data[key]!r}, no SHA-256")
     count = data["image_count"]
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"image_count is {count!r}")
-    if not isinstance(data["ranges"], dict):
-        raise ValueError("ranges is no object")
-    ranges = {name: _range(value, f"ranges[{name!r}]") for name, value in data["ranges"].items()}
+    schemes = _object(data["schemes"], "schemes")
+    unknown = sorted(set(schemes) - set(SCHEMES))
+    if unknown:
+        raise ValueError(f"schemes has the unknown key {unknown[0]!r}")
+    parsed = {scheme: _scheme(value, f"schemes[{scheme!r}]") for scheme, value in schemes.items()}
     preprocessing = _preprocessing(data["preprocessing"])
-    return CalibrationCache(data["method"], data["model"], data["images"], count, preprocessing, ranges)
+    return CalibrationCache(_settings(settings), data["model"], data["images"], count, preprocessing, parsed)
+
+
+def _settings(data: dict[str, Any]) -> CalibrationSettings:
+    for key, known in (("method", (AUTO, *METHODS)), ("effort", EFFORTS)):
+        if not isinstance(data[key], str) or data[key] not in known:
+            raise ValueError(f"{key} is {data[key]!r}")
+    if not isinstance(data["per_tensor"], bool):
+        raise ValueError(f"per_tensor is {data['per_tensor']!r}")
+    if not isinstance(data["seed"], int) or isinstance(data["seed"], bool):
+        raise ValueError(f"seed is {data['seed']!r}")
+    return CalibrationSettings(**data)
+
+
+def _scheme(data: Any, place: str) -> SchemeCalibration:
+    _check_keys(data, SchemeCalibration, place)
+    parts = {key: _object(value, f"{place}.{key}") for key, value in data.items()}
+    for key in ("chosen", "kept_float"):
+        for name, value in parts[key].items():
+            if not isinstance(value, str):
+                raise ValueError(f"{place}.{key}[{name!r}] is {value!r}")
+    return SchemeCalibration(
+        ranges={name: _range(value, f"{place}.ranges[{name!r}]") for name, value in parts["ranges"].items()},
+        chosen=parts["chosen"],
+        factors={name: _factors(value, f"{place}.factors[{name!r}]") for name, value in parts["factors"].items()},
+        kept_float=parts["kept_float"],
+    )
+
+
+def _factors(value: Any, place: str) -> tuple[float, ...]:
+    factors = _numbers(value, len(value) if isinstance(value, list) else 1, place)
+    if not factors or min(factors) <= 0:
+        raise ValueError(f"{place} is not a list of positive numbers")
+    return factors
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} is no object")
+    return value
 
 
 def _preprocessing(data: Any) -> Preprocessing:

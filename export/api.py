@@ -50,7 +50,9 @@ def export_model(
     tune: str | None = None,
     calib: StrPath | None = None,
     calib_samples: int = 256,
-    calib_method: str = "mse",
+    calib_method: str = "auto",
+    effort: str = "normal",
+    per_tensor: bool = False,
     verify_samples: int = 32,
     eval_folder: StrPath | None = None,
     max_batch: int = 1,
@@ -103,7 +105,10 @@ def export_model(
         tune: backend, one of :data:`runtime.backends.BACKENDS`, on which a layer must make the whole faster to be INT8
         calib: folder of images to calibrate on; None takes the few that come with the package
         calib_samples: at most that many images of it
-        calib_method: `"minmax"`, `"percentile"`, `"entropy"` or `"mse"`
+        calib_method: `"auto"`, which takes for each tensor the range that costs the output least, or `"minmax"`,
+            `"percentile"`, `"entropy"` or `"mse"` for all of them
+        effort: how much work goes into keeping INT8 accurate: `"fast"`, `"normal"` or `"high"`
+        per_tensor: one scale for all weights of a layer, for targets without one per channel
         verify_samples: images that artefacts are compared with the reference on, where there is no `eval_folder`
         eval_folder: labelled images, a folder a class, on which the accuracy of every artefact is measured
         max_batch: largest batch that an engine takes
@@ -151,6 +156,8 @@ def export_model(
         "tune": tune,
         "calib_samples": calib_samples,
         "calib_method": calib_method,
+        "effort": effort,
+        "per_tensor": per_tensor,
         "verify_samples": verify_samples,
         "max_batch": max_batch,
         "trt": trt,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from calib import METHODS
+from calib import AUTO, EFFORTS, METHODS
 from runtime.cli_errors import OneLineCommand
 from runtime.manifest import CHANNEL_ORDERS
 
@@ -84,7 +84,21 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--calib", type=_FOLDER, help="Images to calibrate on.  [default: a few that come with the package]")
 @click.option("--calib-samples", type=int, default=256, metavar="N", show_default=True, help="At most so many of them.")
 @click.option(
-    "--calib-method", type=click.Choice(METHODS), default="mse", show_default=True, help="How ranges are chosen."
+    "--calib-method",
+    type=click.Choice((AUTO, *METHODS)),
+    default=AUTO,
+    show_default=True,
+    help="How ranges are chosen; auto takes for each tensor what costs the output least.",
+)
+@click.option(
+    "--effort",
+    type=click.Choice(EFFORTS),
+    default="normal",
+    show_default=True,
+    help="How much work goes into keeping INT8 accurate: seconds, minutes, or as long as it takes.",
+)
+@click.option(
+    "--per-tensor", is_flag=True, help="One scale for all weights of a layer, for targets without one per channel."
 )
 @click.option(
     "--verify-samples", type=int, default=32, metavar="N", show_default=True, help="Images to compare artefacts on."

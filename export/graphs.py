@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calib import (
     CACHE_NAME,
     CalibrationCache,
-    cached_ranges,
+    SchemeCalibration,
     find_images,
     find_labelled_images,
     images_digest,
+    read_calibration,
     sample_folder,
 )
 from runtime.manifest import METADATA_KEY, SCHEMES, VARIANT_KEY, Artefact
@@ -30,6 +31,7 @@ from .tasks import task_export
 if TYPE_CHECKING:
     import onnx
 
+    from .quantize.optimize import Quantized
     from .quantize.summary import QuantizationSummary
 
 _FEW_IMAGES = 64
@@ -88,39 +90,85 @@ def make_graphs(
     graph = base.load_graph()  # from here on there is onnx
     artefacts = [_write_graph("fp32", graph, base, writer)] if fp32 else []
     if fp16 or "trt" in schemes:
-        from .float16 import check_activations
-
-        images = unlabelled_images(spec, spec.verify_samples)
-        with progress.stage("checking that activations fit float16"):
-            check_activations(graph, images, base.manifest.preprocessing)
+        _check_float16(graph, spec, base, progress)
     if fp16:
         from .float16 import to_float16
 
         with progress.stage("converting to float16"):
             artefacts.append(_write_graph("fp16", to_float16(graph), base, writer))
+    if not schemes:
+        return MadeGraphs(tuple(artefacts))
+    return _quantize(graph, schemes, spec, base, destination, writer, progress, warn, artefacts)
+
+
+def _quantize(
+    graph: onnx.ModelProto,
+    schemes: list[str],
+    spec: ExportSpec,
+    base: Base,
+    destination: Path,
+    writer: BundleWriter,
+    progress: Progress,
+    warn: Callable[[str], None],
+    artefacts: list[Artefact],
+) -> MadeGraphs:
+    """Make the INT8 graphs, one scheme after the other."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as e:
+        raise ExportError(
+            "--int8 needs PyTorch, to round weights by what that does to the output "
+            f"(pip install 'holocron-edge[train]'): {e}"
+        ) from e
+    from .quantize.layers import operators_left_float
+    from .quantize.optimize import quantize_scheme
+    from .quantize.state import rounding_state
+
+    images = _calibration_images(spec, warn)
+    preprocessing, settings = base.manifest.preprocessing, spec.calibration
+    started = time.perf_counter()
+    cache = _calibration(graph, images, schemes, spec, base, destination, progress, warn)
+    writer.write(CACHE_NAME, cache.to_json().encode())
+    calibrated = time.perf_counter() - started
     float_operators: dict[str, tuple[FloatOperator, ...]] = {}
     summaries: dict[str, QuantizationSummary] = {}
-    if schemes:
-        from .quantize import quantize
-        from .quantize.layers import operators_left_float
-
+    states = []
+    for scheme in schemes:
         started = time.perf_counter()
-        cache = _calibration(graph, spec, base, destination, progress, warn)
-        writer.write(CACHE_NAME, cache.to_json().encode())
-        calibrated = time.perf_counter() - started
-        for scheme in schemes:
-            started = time.perf_counter()
-            mixer = _Mixer(scheme, spec, base, progress, warn) if spec.mixes_precision else None
-            with progress.stage(f"quantizing for {scheme}"):
-                quantized = quantize(graph, cache.ranges, scheme, mixer)
-            seconds = calibrated + time.perf_counter() - started
-            artefacts.append(_write_graph(f"int8.{scheme}", quantized, base, writer))
-            float_operators[f"int8.{scheme}"] = operators_left_float(graph, scheme)
-            if spec.reports_int8:
-                with progress.stage(f"measuring the noise of each layer for {scheme}"):
-                    summary = _summary(graph, quantized, scheme, cache, seconds, spec, base)
-                summaries[scheme] = summary if mixer is None or mixer.mixture is None else mixer.mixture.add_to(summary)
+        mixer = _Mixer(scheme, spec, base, progress, warn) if spec.mixes_precision else None
+        known = cache.schemes[scheme]
+        state = rounding_state(cache.model, cache.images, scheme, settings, known)
+        states.append(state)
+        with progress.stage(f"rounding weights for {scheme} ({settings.effort})"):
+            made = quantize_scheme(
+                *(graph, known, images, preprocessing, scheme, settings),
+                state=state,
+                mix=mixer,
+                progress=progress.update,
+            )
+        if scheme == "trt":
+            _check_float16(made.floating, spec, base, progress)  # with rescaled channels
+        seconds = calibrated + time.perf_counter() - started
+        artefacts.append(_write_graph(f"int8.{scheme}", made.model, base, writer))
+        float_operators[f"int8.{scheme}"] = operators_left_float(graph, scheme, known.kept_float)
+        if mixer is not None and mixer.mixture is not None:
+            known = replace(known, kept_float={**known.kept_float, **mixer.mixture.reasons()})
+            cache = replace(cache, schemes={**cache.schemes, scheme: known})
+            writer.write(CACHE_NAME, cache.to_json().encode())
+        if spec.reports_int8:
+            with progress.stage(f"measuring the noise of each layer for {scheme}"):
+                summary = _summary(graph, made, cache.image_count, seconds, spec, base)
+            summaries[scheme] = summary if mixer is None or mixer.mixture is None else mixer.mixture.add_to(summary)
+    for state in states:  # not before all is made: an export that is interrupted goes on from there
+        state.remove()
     return MadeGraphs(tuple(artefacts), float_operators, summaries)
+
+
+def _check_float16(graph: onnx.ModelProto, spec: ExportSpec, base: Base, progress: Progress) -> None:
+    from .float16 import check_activations
+
+    with progress.stage("checking that activations fit float16"):
+        check_activations(graph, unlabelled_images(spec, spec.verify_samples), base.manifest.preprocessing)
 
 
 class _Mixer:
@@ -162,29 +210,15 @@ class _Mixer:
 
 
 def _summary(
-    graph: onnx.ModelProto,
-    quantized: onnx.ModelProto,
-    scheme: str,
-    cache: CalibrationCache,
-    seconds: float,
-    spec: ExportSpec,
-    base: Base,
+    graph: onnx.ModelProto, made: Quantized, image_count: int, seconds: float, spec: ExportSpec, base: Base
 ) -> QuantizationSummary:
     """What is known about a quantized graph, for the report."""
-    from .quantize.summarize import observe_images, summarize
+    from .quantize.summarize import observe_images, summarize_report
 
     images = unlabelled_images(spec, _REPORT_IMAGES)
-    seen = observe_images(quantized, images, base.manifest.preprocessing, cache.ranges, graph)
-    return summarize(
-        graph,
-        quantized,
-        scheme,
-        cache.ranges,
-        method=cache.method,
-        images=cache.image_count,
-        seconds=seconds,
-        observations=seen,
-    )
+    ranges = {tensor.name: tensor.chosen for tensor in made.report.tensors}
+    seen = observe_images(made.model, images, base.manifest.preprocessing, ranges)
+    return summarize_report(graph, made.model, made.report, images=image_count, seconds=seconds, observations=seen)
 
 
 def summarize_kept(
@@ -212,35 +246,49 @@ def summarize_kept(
     return summarize(base.load_graph(), quantized, scheme, {}, method="", images=0)
 
 
+def _calibration_images(spec: ExportSpec, warn: Callable[[str], None]) -> tuple[Path, ...]:
+    if spec.calib is None:
+        warn("calibrating on the few sample images of the package: pass images like those it will see with --calib DIR")
+    images = unlabelled_images(spec, spec.calib_samples)
+    if spec.calib is not None and len(images) < _FEW_IMAGES:
+        warn(f"calibrating on {len(images)} images only: a few hundred give steadier ranges")
+    return images
+
+
 def _calibration(
     graph: onnx.ModelProto,
+    images: tuple[Path, ...],
+    schemes: list[str],
     spec: ExportSpec,
     base: Base,
     destination: Path,
     progress: Progress,
     warn: Callable[[str], None],
 ) -> CalibrationCache:
-    """Measured ranges, from the bundle's cache where it is of the same model, images and method."""
+    """The calibration, from the bundle's cache as far as that is of the same model, images and settings."""
     from .onnx_graph import graph_digest
-    from .quantize import calibrate, tensors_to_observe
+    from .quantize.exempt import exempt_layers
+    from .quantize.optimize import calibrate_scheme, observe_network
 
-    preprocessing = base.manifest.preprocessing
-    if spec.calib is None:
-        warn("calibrating on the few sample images of the package: pass images like those it will see with --calib DIR")
-    images = unlabelled_images(spec, spec.calib_samples)
-    if spec.calib is not None and len(images) < _FEW_IMAGES:
-        warn(f"calibrating on {len(images)} images only: a few hundred give steadier ranges")
+    preprocessing, settings = base.manifest.preprocessing, spec.calibration
     path = (base.folder or destination) / CACHE_NAME
-    wanted = (spec.calib_method, graph_digest(graph), images_digest(images), preprocessing)
-    found, _ = cached_ranges(path, *wanted, tensors=tuple(tensors_to_observe(graph)))
-    if found is not None:
+    model, digest = graph_digest(graph), images_digest(images)
+    found, _ = read_calibration(path, settings, model, digest, preprocessing)
+    if found is not None and all(scheme in found.schemes for scheme in schemes):
         with progress.stage(f"reading the calibration on {found.image_count} images from {path}"):
-            return found
-    with progress.stage(f"calibrating on {len(images)} images ({spec.calib_method})"):
-        cache = calibrate(graph, images, preprocessing, spec.calib_method, progress.update)
-    if cache.image_count < len(images):
-        warn(f"{len(images) - cache.image_count} of {len(images)} calibration images could not be read")
-    return cache
+            # What the last export kept float besides, it was asked to.
+            return replace(
+                found, schemes={s: replace(c, kept_float=exempt_layers(graph, s)) for s, c in found.schemes.items()}
+            )
+    known: dict[str, SchemeCalibration] = {}
+    with progress.stage(f"running {len(images)} images through the float network"):
+        observed = observe_network(graph, images, preprocessing, settings, progress.update)
+    if observed.image_count < len(images):
+        warn(f"{len(images) - observed.image_count} of {len(images)} calibration images could not be read")
+    for scheme in schemes:
+        with progress.stage(f"choosing ranges for {scheme} ({settings.method})"):
+            known[scheme] = calibrate_scheme(observed, images, preprocessing, scheme, settings)
+    return CalibrationCache(settings, model, digest, observed.image_count, preprocessing, known)
 
 
 def unlabelled_images(spec: ExportSpec, samples: int) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib import METHODS
+from calib import AUTO, EFFORTS, METHODS, CalibrationSettings
 from runtime.backends import BACKENDS, unavailable
 from runtime.manifest import CHANNEL_ORDERS, FrameSpec, Preprocessing
 
@@ -84,7 +84,10 @@ class ExportSpec:
         tune: backend on which a layer must make the whole faster to be in INT8; None times nothing.
         calib: folder of images to calibrate on; None takes the small set that comes with the package.
         calib_samples: at most that many images of it.
-        calib_method: how ranges are chosen, one of :data:`calib.METHODS`.
+        calib_method: how ranges are chosen: :data:`calib.AUTO`, for each tensor what costs the output least, or one of
+            :data:`calib.METHODS` for all.
+        effort: how much work goes into keeping accuracy, one of :data:`calib.EFFORTS`.
+        per_tensor: one scale for all weights of a layer, for targets that have no more.
         verify_samples: images on which artefacts are compared with the reference where `eval_folder` is not given.
         eval_folder: a folder a class of labelled images, on which every artefact's accuracy is measured.
         max_batch: largest batch that an engine takes.
@@ -123,7 +126,9 @@ class ExportSpec:
     tune: str | None = None
     calib: Path | None = None
     calib_samples: int = 256
-    calib_method: str = "mse"
+    calib_method: str = AUTO
+    effort: str = "normal"
+    per_tensor: bool = False
     verify_samples: int = 32
     eval_folder: Path | None = None
     max_batch: int = 1
@@ -149,8 +154,14 @@ class ExportSpec:
             raise ExportError(f"--input-size takes height and width, not {self.input_size}")
         for side in self.input_size or ():
             self._check_range("--input-size", side, 1, _MAX_SIDE)
-        if self.calib_method not in METHODS:
-            raise ExportError(f"--calib-method {self.calib_method!r} is unknown, expected one of {', '.join(METHODS)}")
+        for option, value, known in (
+            ("--calib-method", self.calib_method, (AUTO, *METHODS)),
+            ("--effort", self.effort, EFFORTS),
+        ):
+            if value not in known:
+                raise ExportError(f"{option} {value!r} is unknown, expected one of {', '.join(known)}")
+        if self.per_tensor and not self.int8:
+            raise ExportError("--per-tensor is of INT8 graphs: add --int8")
         for folder, option in ((self.calib, "--calib"), (self.eval_folder, "--eval")):
             if folder is not None and not folder.is_dir():
                 raise ExportError(f"{option} {folder} is not a folder")
@@ -240,6 +251,11 @@ class ExportSpec:
     def mixes_precision(self) -> bool:
         """Whether some layers of INT8 graphs may stay in higher precision."""
         return self.max_drop is not None or self.tune is not None
+
+    @property
+    def calibration(self) -> CalibrationSettings:
+        """What is asked of the calibration."""
+        return CalibrationSettings(self.calib_method, self.effort, self.per_tensor, self.seed)
 
     @property
     def reports_int8(self) -> bool:

@@ -82,9 +82,9 @@ class Emulation:
             with torch.no_grad():
                 if start > position:
                     live, position = self.network.run(live, position, start), start
-                rounded = {tensor: pairs[tensor](v) if tensor in pairs else v for tensor, v in live.items()}
-                if start == 0:
-                    rounded = live  # the network rounds its input itself
+                # The network itself rounds its input, and what it gives out too.
+                ours = pairs.keys() - self.outputs if start else ()
+                rounded = {tensor: pairs[tensor](v) if tensor in ours else v for tensor, v in live.items()}
                 values = self.network.run(rounded, start, layers={name: self.layers[name]}, quantizers=pairs)
             yield name, {output: values[output] for output in self.outputs}, exact
 

@@ -13,7 +13,8 @@ which equalizes ranges of weights; the choice by expected output error, activati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from ..errors import QuantizationError
 from ..onnx_graph import GraphIndex, attribute
 from .layers import WeightedLayer, weighted_layers
 from .statistics import ChannelSamples, Sensitivity
@@ -45,7 +47,8 @@ _WORTHWHILE = 0.97
 _CLIPPED = 16.0
 """How much worse an error of clipping is than one of rounding: it has the same sign at all places of an image."""
 _COMPENSATED = 0.1
-"""Share of the error of rounding weights to the nearest that is left when rounding minimizes the output's error."""
+"""Share of the error of rounding weights to the nearest that is left when rounding minimizes the output's error, and is
+told by many images what inputs have in common. With fewer inputs seen than a layer has weights nothing is gained."""
 
 
 @dataclass
@@ -85,6 +88,32 @@ class Equalization:
         """The factors of each scaled tensor."""
         return {n: s for s, c in zip(self.factors, self.classes, strict=True) for n in c.tensors}
 
+    def to_dict(self) -> dict[str, tuple[float, ...]]:
+        """The factors that are not all 1, by the first tensor of each class, for :func:`known_factors`."""
+        pairs = zip(self.factors, self.classes, strict=True)
+        return {c.tensors[0]: tuple(s.tolist()) for s, c in pairs if bool((s != 1).any())}
+
+
+def known_factors(classes: list[ChannelClass], factors: Mapping[str, Sequence[float]]) -> Equalization:
+    """The equalization that :meth:`Equalization.to_dict` wrote down.
+
+    Args:
+        classes: of the same graph
+        factors: by the first tensor of a class; those without are not scaled
+
+    Returns:
+        the same factors; what was expected of them is not known any more
+
+    Raises:
+        QuantizationError: if the factors are of another graph
+    """
+    known = {c.tensors[0]: c.channels for c in classes}
+    for name, values in factors.items():
+        if known.get(name) != len(values):
+            raise QuantizationError(f"there are {len(values)} factors for {name!r}: they are not of this graph")
+    found = tuple(torch.tensor(factors.get(c.tensors[0], (1.0,) * c.channels)) for c in classes)
+    return Equalization(found, tuple(classes), math.nan, math.nan)
+
 
 def channel_classes(model: onnx.ModelProto) -> list[ChannelClass]:
     """Find the tensors whose channels can be rescaled exactly, with the layers that write and read them.
@@ -105,6 +134,8 @@ def choose_factors(
     sensitivity: Sensitivity,
     scheme: str,
     per_tensor: bool = False,
+    centred: Collection[str] = (),
+    images: int = 256,
 ) -> Equalization:
     """Factors that minimize the expected error of the output.
 
@@ -112,15 +143,17 @@ def choose_factors(
         model: the float graph
         classes: of it
         samples: of every activation that is quantized
-        sensitivity: of the output to errors of activations and weights
+        sensitivity: of the output to errors of activations and of the weights that are quantized
         scheme: `"cpu"` or `"trt"`
         per_tensor: whether all output channels of a layer share one scale
+        centred: activations that are spread over all codes
+        images: number of images that weights will be rounded on
 
     Returns:
         the factors, all ones where they would gain nothing
     """
     with torch.enable_grad():
-        error = _ExpectedError(model, classes, samples, sensitivity, scheme, per_tensor)
+        error = _ExpectedError(model, classes, samples, sensitivity, scheme, per_tensor, centred, images)
         start = [torch.zeros(c.channels) for c in classes]
         before = float(error(start))
         logs = [x.requires_grad_() for x in error.balanced()]
@@ -140,8 +173,8 @@ def choose_factors(
         else:
             best, chosen = before, start
     if best > _WORTHWHILE * before:
-        best, chosen = before, start
-    factors = tuple(_bounded(x.exp()) for x in chosen)
+        return Equalization(tuple(x.exp() for x in start), tuple(classes), before, before)
+    factors = tuple(_bounded(x.exp(), reach) for x, reach in zip(chosen, error.reaches(), strict=True))
     return Equalization(factors, tuple(classes), before, best)
 
 
@@ -192,10 +225,11 @@ def _spread(values: np.ndarray, layer: WeightedLayer, shape: tuple[int, ...]) ->
     return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
-def _bounded(factors: Tensor) -> Tensor:
-    """Factors without a common one, powers that float32 and float16 survive."""
-    centred = factors / factors.log().mean().exp()
-    return centred.clamp(1.0 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+def _bounded(factors: Tensor, reach: Tensor) -> Tensor:
+    """Factors that leave the largest value of a tensor as large as it was, so that float16 holds what it held."""
+    largest = reach.amax()
+    common = (factors * reach).amax() / largest if largest > 0 else factors.log().mean().exp()
+    return (factors / common).clamp(1.0 / _LARGEST_FACTOR, _LARGEST_FACTOR)
 
 
 class _Classes:
@@ -226,15 +260,23 @@ class _Classes:
             channels = self._channels(tensor)
             if root in blocked or channels is None:
                 continue
-            classes.setdefault(root, ChannelClass(channels, [])).sources.append(layer)
-        for tensor, layer, repeat in self.sinks:
-            found = classes.get(self._root(tensor))
-            if found is not None:
-                found.sinks[layer] = repeat
+            found = classes.setdefault(root, ChannelClass(channels, []))
+            if found.channels == channels:
+                found.sources.append(layer)
+            else:  # what was flattened, together with what makes rows itself: it has channels of two kinds
+                blocked.add(root)
+        for tensor, layer, inputs in self.sinks:
+            root = self._root(tensor)
+            if root in classes:
+                found = classes[root]
+                found.sinks[layer] = inputs // found.channels
+                if inputs % found.channels:
+                    blocked.add(root)
+        classes = {root: found for root, found in classes.items() if root not in blocked}
         for tensor in self.parent:
-            found = classes.get(self._root(tensor))
-            if found is not None:
-                found.tensors.append(tensor)
+            root = self._root(tensor)
+            if root in classes:
+                classes[root].tensors.append(tensor)
         return [c for c in classes.values() if c.sinks]
 
     def _visit(self, node: onnx.NodeProto) -> None:
@@ -255,36 +297,23 @@ class _Classes:
 
     def _visit_layer(self, layer: WeightedLayer) -> None:
         data, output = layer.data, layer.node.output[0]
-        repeat = self._repeat(layer)
+        weight = self.index.initializers[layer.weight].dims
         alone = self.uses[layer.weight] == 1 and (layer.bias is None or self.uses[layer.bias] == 1)
-        if alone and repeat:
-            self.sinks.append((data, output, repeat))
+        matrix = layer.node.op_type in ("Gemm", "MatMul")
+        # Products of sequences have their channels elsewhere.
+        if alone and (not matrix or self._rank(data) == 2):
+            groups = attribute(layer.node, "group", 1) if layer.node.op_type == "Conv" else 1
+            self.sinks.append((data, output, weight[1 if layer.axis == 0 else 0] * groups))
         else:
             self.frozen.add(data)
-        if alone and self._channels(output) == self.index.initializers[layer.weight].dims[layer.axis]:
+        if alone and (not matrix or self._rank(output) == 2) and self._channels(output) == weight[layer.axis]:
             self.sources.append((output, output))
         else:
             self.frozen.add(output)
 
-    def _repeat(self, layer: WeightedLayer) -> int:
-        """How many consecutive inputs of a layer belong to one channel of what was flattened; 0 if that is unknown."""
-        weight = self.index.initializers[layer.weight].dims
-        if layer.node.op_type == "Conv":
-            inputs = weight[1] * attribute(layer.node, "group", 1)
-        elif layer.node.op_type == "ConvTranspose":
-            inputs = weight[0]
-        else:
-            inputs = weight[1 - layer.axis]
-            shape = self.index.shape(layer.data)
-            if shape is None or len(shape) != 2:
-                return 0
-        name = layer.data
-        producer = self.index.producers.get(name)
-        while producer is not None and producer.op_type == "Flatten":
-            name = producer.input[0]
-            producer = self.index.producers.get(name)
-        channels = self._channels(name)
-        return inputs // channels if channels and inputs % channels == 0 else 0
+    def _rank(self, name: str) -> int | None:
+        shape = self.index.shape(name)
+        return None if shape is None else len(shape)
 
     def _channels(self, name: str) -> int | None:
         shape = self.index.shape(name)
@@ -320,20 +349,22 @@ class _ExpectedError:
         sensitivity: Sensitivity,
         scheme: str,
         per_tensor: bool,
+        centred: Collection[str],
+        images: int,
     ) -> None:
         index = GraphIndex(model)
         self.classes = classes
-        self.scheme = scheme
         self.per_tensor = per_tensor
         class_of = {name: i for i, c in enumerate(classes) for name in c.tensors}
-        # Activations: their class, the ends of each channel, and the sensitivity.
-        self.tensors: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        # Activations: their class, the ends of each channel, the sensitivity, and whether zero is in the middle.
+        self.tensors: list[tuple[int, Tensor, Tensor, Tensor, bool]] = []
         for name, seen in samples.items():
             i = class_of.get(name)
             if i is None or seen.values.shape[1] != classes[i].channels or name not in sensitivity.tensors:
                 continue
-            low, high = channel_clips(seen, 127 if scheme == "trt" else 255)
-            self.tensors.append((i, low, high, sensitivity.tensors[name]))
+            symmetric = scheme == "trt" and name not in centred
+            low, high = channel_clips(seen, 127 if symmetric else 255)
+            self.tensors.append((i, low, high, sensitivity.tensors[name], symmetric))
         # Layers: the classes of outputs and inputs, largest weights and sensitivities by output and input channel.
         self.layers: list[tuple[int | None, int | None, Tensor, Tensor]] = []
         sources = {name: i for i, c in enumerate(classes) for name in c.sources}
@@ -349,15 +380,16 @@ class _ExpectedError:
                 continue  # each row has one input and its own step: factors cancel
             largest = _by_channel(weight.abs(), layer.axis, repeat, torch.amax)
             total = _by_channel(sensitivity.weights[name], layer.axis, repeat, torch.sum)
+            total = total * _uncompensated(layer, index, weight.numel() // weight.shape[layer.axis], images)
             self.layers.append((sources.get(name), i, _ungrouped(largest, groups), _ungrouped(total, groups)))
 
     def __call__(self, logs: list[Tensor]) -> Tensor:
         total = torch.zeros(())
-        for i, low, high, weight in self.tensors:
+        for i, low, high, weight, symmetric in self.tensors:
             s = logs[i].exp()
             # Each end is held by its outermost channel.
             bottom, top = (low * s).amin().clamp_max(0.0), (high * s).amax().clamp_min(0.0)
-            step = torch.maximum(-bottom, top) / 127 if self.scheme == "trt" else (top - bottom) / 255
+            step = torch.maximum(-bottom, top) / 127 if symmetric else (top - bottom) / 255
             total = total + step.square() / 12 * (weight / s.square()).sum()
         for source, sink, largest, weight in self.layers:
             out = None if source is None else logs[source].exp()[:, None]
@@ -368,24 +400,30 @@ class _ExpectedError:
                 # One step for all rows: what multiplies a row makes its share of the error smaller.
                 scaled = scaled if out is None else scaled * out
                 errors = errors if out is None else errors / out.square()
-                total = total + _COMPENSATED * (scaled.amax() / 127).square() / 12 * errors.sum()
+                total = total + (scaled.amax() / 127).square() / 12 * errors.sum()
             else:
                 steps = scaled.amax(1) / 127
-                total = total + _COMPENSATED / 12 * (steps.square() * errors.sum(1)).sum()
+                total = total + (steps.square() * errors.sum(1)).sum() / 12
         return total
+
+    def reaches(self) -> list[Tensor]:
+        """The largest magnitude of each channel of each class; zeros where nothing of it is rounded."""
+        found = [torch.zeros(c.channels) for c in self.classes]
+        for i, low, high, *_ in self.tensors:
+            found[i] = torch.maximum(found[i], torch.maximum(-low, high))
+        return found
 
     def balanced(self) -> list[Tensor]:
         """A start that does not depend on how channels were scaled before: between equal ranges and equal weights."""
-        logs = []
-        for i, channel_class in enumerate(self.classes):
-            reach = torch.zeros(channel_class.channels)
-            for j, low, high, _ in self.tensors:
-                if j == i:
-                    reach = torch.maximum(reach, torch.maximum(-low, high))
+        logs, reaches = [], self.reaches()
+        for i, (channel_class, reach) in enumerate(zip(self.classes, reaches, strict=True)):
             pull = torch.zeros(channel_class.channels)
-            for _, sink, largest, _ in self.layers:
+            for source, sink, largest, _ in self.layers:
                 if sink == i:
-                    pull = torch.maximum(pull, largest.amax(0))
+                    # Rows count as they would with equal ranges of what they make.
+                    made = None if source is None else reaches[source][:, None]
+                    rows = largest if made is None else torch.where(made > 0, largest / made, 0.0)
+                    pull = torch.maximum(pull, rows.amax(0))
             live = (reach > 0) & torch.isfinite(reach)
             log = torch.zeros(channel_class.channels)
             if live.any():
@@ -420,6 +458,13 @@ def channel_clips(seen: ChannelSamples, levels: int) -> tuple[Tensor, Tensor]:
         better = error < best
         best, chosen = torch.where(better, error, best), torch.where(better, share, chosen)
     return low * chosen, high * chosen
+
+
+def _uncompensated(layer: WeightedLayer, index: GraphIndex, columns: int, images: int) -> float:
+    """Share of the error of rounding to the nearest that will be left, with so many images to learn from."""
+    shape = index.shape(layer.node.output[0]) or ()
+    places = math.prod(size or 1 for size in (shape[2:] if layer.node.op_type == "Conv" else ()))
+    return min(1.0, _COMPENSATED + columns / max(places * images, 1))
 
 
 def _by_channel(weight: Tensor, axis: int, repeat: int, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:

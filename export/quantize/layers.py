@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -187,13 +188,16 @@ def why_float(operator: str) -> str:
     return _REASONS.get(operator, _NO_KERNEL)
 
 
-def operators_left_float(model: onnx.ModelProto, scheme: str) -> tuple[FloatOperator, ...]:
+def operators_left_float(
+    model: onnx.ModelProto, scheme: str, kept_float: Mapping[str, str] | None = None
+) -> tuple[FloatOperator, ...]:
     """The operators that a scheme does not compute in integers, and why.
 
     Args:
         model: the float graph
         scheme: `"cpu"`, or `"trt"`, of which operators that only move values are left out: TensorRT moves them in
             whatever type their neighbours have
+        kept_float: layers that stay float by choice, by the name of their output, and why
 
     Returns:
         an entry for each operator type and reason, the most frequent first
@@ -207,7 +211,11 @@ def operators_left_float(model: onnx.ModelProto, scheme: str) -> tuple[FloatOper
         if reader is not None and reader.op_type in _FUSED_ACTIVATIONS:
             integer.add(id(reader))
     counts: Counter[tuple[str, str]] = Counter()
+    kept_float = kept_float or {}
     for node in index.graph.node:
+        if node.output[0] in kept_float:
+            counts[node.op_type, kept_float[node.output[0]]] += 1
+            continue
         moving = _moves(node) or node.op_type in ("Concat", *_SELECTING)
         if id(node) in integer or node.op_type == "Constant" or (moving and scheme == "trt"):
             continue

@@ -77,10 +77,57 @@ class LayerOutcome:
 
 
 @dataclass
+class _Moments:
+    """Second moments of a part of a layer's inputs, and how much those of single batches differ."""
+
+    part: slice
+    sum: Tensor
+    within: Tensor
+    squares: Tensor
+    batches: int = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take in a batch of rows of shape (G, S, K)."""
+        products = rows.transpose(1, 2) @ rows
+        self.sum += products
+        mean = rows.mean(1)
+        products.div_(rows.shape[1]).sub_(mean[:, :, None] * mean[:, None, :])
+        self.within += products
+        self.squares += products.square_().sum((1, 2))
+        self.batches += 1
+
+    def covariance(self, mean: Tensor, rows: int) -> Tensor:
+        """Covariances as other images may be expected to have them, of shape (G, K, K).
+
+        Few images make inputs look more dependent on each other than they are, and compensating what only seems to be
+        dependent does harm. So what lies off the diagonal is made smaller, by the more the more batches differ from
+        each other.
+
+        Source: O. Ledoit and M. Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
+        Journal of Multivariate Analysis 88 (2004), with batches of images in place of single samples, which depend on
+        each other where they are of one image.
+        """
+        found = self.sum.div_(rows)
+        found.sub_(mean[:, self.part, None] * mean[:, None, self.part])
+        diagonal = found.diagonal(dim1=1, dim2=2)
+        apart = found.square().sum((1, 2)) - diagonal.square().sum(1)
+        if self.batches > 1:
+            common = self.within.div_(self.batches).square_().sum((1, 2))
+            noise = (self.squares / self.batches - common) / (self.batches - 1)
+        else:
+            noise = apart * min(1.0, found.shape[1] / rows)
+        share = torch.where(apart > 0, (noise / apart.clamp_min(1e-30)).clamp(0.0, 1.0), 0.0)[:, None, None]
+        kept = diagonal.clone()
+        found.mul_(1.0 - share)
+        found.diagonal(dim1=1, dim2=2).copy_(kept)
+        return found
+
+
+@dataclass
 class _Statistics:
     """Sums over the inputs of one layer."""
 
-    blocks: list[tuple[slice, Tensor]]
+    blocks: list[_Moments]
     sum: Tensor
     rows: int
     mean_float: Tensor
@@ -98,7 +145,7 @@ class LayerQuantizer:
         quantizers: of activations
         rows_per_column: samples of a layer's input, as a multiple of their length
         seed: of the places that are sampled
-        done: layers that an earlier, interrupted run has rounded already
+        done: layers that an earlier, interrupted run has rounded already, and what that did
     """
 
     def __init__(
@@ -109,7 +156,7 @@ class LayerQuantizer:
         quantizers: Mapping[str, Quantizer],
         rows_per_column: float,
         seed: int,
-        done: Mapping[str, QuantizedLayer] | None = None,
+        done: Mapping[str, tuple[QuantizedLayer, LayerOutcome]] | None = None,
     ) -> None:
         self.network = network
         self.layers = layers
@@ -126,7 +173,7 @@ class LayerQuantizer:
         batches: Iterable[Tensor],
         image_count: int,
         progress: Callable[[int, int | None], None] | None = None,
-        on_layer: Callable[[str, QuantizedLayer], None] | None = None,
+        on_layer: Callable[[QuantizedLayer, LayerOutcome], None] | None = None,
     ) -> dict[str, QuantizedLayer]:
         """Quantize all layers.
 
@@ -153,10 +200,14 @@ class LayerQuantizer:
                 stop = len(self.network.steps) if layer is None else self.network.position[layer.node.output[0]]
                 statistics, live = self._piece(spool, live, count, start, stop, previous, layer, image_count)
                 if layer is not None:
-                    assert statistics is not None
-                    self._solve(layer, statistics)
-                    if on_layer is not None:
-                        on_layer(layer.node.output[0], self.results[layer.node.output[0]])
+                    name = layer.node.output[0]
+                    if name in self._done:
+                        self.results[name], self.outcomes[name] = self._done[name]
+                    else:
+                        assert statistics is not None
+                        self._solve(layer, statistics)
+                        if on_layer is not None:
+                            on_layer(self.results[name], self.outcomes[name])
                     del statistics
                 previous, start = layer, stop
                 if progress is not None:
@@ -207,7 +258,7 @@ class LayerQuantizer:
                 exact, ours = flows[0].pop(f"raw:{name}"), flows[1].pop(f"raw:{name}")
                 signal += float(exact.square().sum())
                 noise += float((exact - ours).square().sum())
-            if layer is not None:
+            if layer is not None and layer.node.output[0] not in self._done:
                 statistics = self._observe(layer, flows[0], flows[1], statistics, image_count, generator)
             after = {n for n in flows[0] if self.network.last_use.get(n, -1) >= stop}
             if layer is not None:
@@ -236,14 +287,10 @@ class LayerQuantizer:
         if statistics is None:
             statistics = _Statistics([], torch.zeros(()), 0, torch.zeros(()), torch.zeros(()), 0)
             if rows is not None:
-                statistics.blocks = [
-                    (part, torch.zeros(rows.shape[0], part.stop - part.start, part.stop - part.start))
-                    for part in _blocks(rows.shape[2])
-                ]
+                statistics.blocks = [_no_moments(rows.shape[0], part) for part in _blocks(rows.shape[2])]
         if rows is not None:
-            for part, moments in statistics.blocks:
-                piece = rows[:, :, part]
-                moments.baddbmm_(piece.transpose(1, 2), piece)
+            for block in statistics.blocks:
+                block.add(rows[:, :, block.part])
             statistics.sum = statistics.sum + rows.sum(1)
             statistics.rows += rows.shape[1]
         statistics.mean_float = statistics.mean_float + x.sum(0, keepdim=True)
@@ -267,23 +314,18 @@ class LayerQuantizer:
         nearest = round_to_nearest(grouped, by_group)
         codes = nearest
         spread = nearest_error = rounded_error = 0.0
-        done = self._done.get(name)
         if statistics.rows:
             mean = statistics.sum / statistics.rows
             codes = torch.empty_like(grouped)
-            for part, moments in statistics.blocks:
-                moments.div_(statistics.rows)
-                moments.sub_(mean[:, part, None] * mean[:, None, part])
+            for block in statistics.blocks:
+                part, moments = block.part, block.covariance(mean, statistics.rows)
                 w = grouped[:, :, part]
-                if done is None:
-                    codes[:, :, part] = round_compensating(w, moments, by_group)
-                else:
-                    codes[:, :, part] = _to_groups(layer, done.codes.to(weight.dtype))[:, :, part]
+                codes[:, :, part] = round_compensating(w, moments, by_group)
                 step = by_group[:, :, None]
                 spread += output_error(w, moments)
                 before = output_error(nearest[:, :, part] * step - w, moments)
                 after = output_error(codes[:, :, part] * step - w, moments)
-                if after > before and done is None:
+                if after > before:
                     # Nothing to gain, as with inputs that never change.
                     codes[:, :, part], after = nearest[:, :, part], before
                 nearest_error += before
@@ -408,6 +450,11 @@ def _to_groups(layer: WeightedLayer, weight: Tensor) -> Tensor:
 def _from_groups(layer: WeightedLayer, grouped: Tensor, like: Tensor) -> Tensor:
     moved = like.movedim(layer.axis, 0)
     return grouped.reshape(moved.shape).movedim(0, layer.axis).contiguous()
+
+
+def _no_moments(groups: int, part: slice) -> _Moments:
+    size = part.stop - part.start
+    return _Moments(part, torch.zeros(groups, size, size), torch.zeros(groups, size, size), torch.zeros(groups))
 
 
 def _blocks(columns: int) -> list[slice]:

@@ -104,6 +104,11 @@ class Mixture:
                 facts[name]["reason"] = f"in INT8 it does not make the whole faster on {self.tuned.backend}"
         return facts
 
+    def reasons(self) -> dict[str, str]:
+        """Why each layer that stays in higher precision does."""
+        facts = self.layer_facts()
+        return {name: str(facts[name]["reason"]) for name in self.kept_float}
+
     def add_to(self, summary: QuantizationSummary) -> QuantizationSummary:
         """A summary of the graph with all this in it."""
         facts = self.layer_facts()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,11 +107,15 @@ class Network:
         stop = len(self.steps) if stop is None else stop
         layers, quantizers = layers or {}, quantizers or {}
         live = dict(values)
+        results: Values = {}
         if start == 0:
             for name in self.inputs:
                 if name in quantizers:
                     live[name] = quantizers[name](live[name])
-        results: Values = {}
+        else:
+            # What an earlier call gave out as it was, and nodes from here on read.
+            results.update((name, live[name]) for name in self.outputs if name in live)
+            live.update((name, quantizers[name](value)) for name, value in results.items() if name in quantizers)
         for i in range(start, stop):
             step = self.steps[i]
             inputs: list[Tensor | None] = [self._value(name, live) for name in step.node.input]
@@ -141,30 +145,39 @@ class Network:
 
 
 class _RuntimeNode:
-    """A node that ONNX Runtime computes: a graph of its own, opened when the types of its inputs are known."""
+    """A node that ONNX Runtime computes: a graph of its own, opened when the inputs that are there are known."""
 
     def __init__(self, node: onnx.NodeProto, opsets: Mapping[str, int], ir_version: int) -> None:
         self._node = node
         self._opsets = opsets
         self._ir_version = ir_version
-        self._session: Session | None = None
+        self._sessions: dict[tuple[str, ...], Session] = {}
 
     def __call__(self, x: Inputs) -> tuple[Tensor, ...]:
-        named = [(name, v) for name, v in zip(self._node.input, x, strict=True) if v is not None]
-        feeds = {name: v.detach().contiguous().numpy() for name, v in named}
-        if self._session is None:
-            self._session = self._open(feeds)
-        results = self._session.run(feeds)
+        # A layer may be given a bias that its node has not, or lose the one that it has.
+        names = [
+            *self._node.input,
+            *(f"{self._node.output[0]}_given_{i}" for i in range(len(self._node.input), len(x))),
+        ]
+        present = tuple("" if v is None else name for name, v in zip(names, x, strict=True))
+        feeds = {name: v.detach().contiguous().numpy() for name, v in zip(present, x, strict=True) if v is not None}
+        if present not in self._sessions:
+            self._sessions[present] = self._open(present, feeds)
+        results = self._sessions[present].run(feeds)
         return tuple(torch.from_numpy(results[name]) if name else torch.empty(0) for name in self._node.output)
 
-    def _open(self, feeds: Mapping[str, np.ndarray]) -> Session:
+    def _open(self, present: Sequence[str], feeds: Mapping[str, np.ndarray]) -> Session:
         helper = onnx.helper
+        node = onnx.NodeProto()
+        node.CopyFrom(self._node)
+        del node.input[:]
+        node.input.extend(present)
         inputs = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), [None] * v.ndim)
             for name, v in feeds.items()
         ]
-        outputs = [onnx.ValueInfoProto(name=name) for name in self._node.output if name]
-        graph = helper.make_graph([self._node], "node", inputs, outputs)
+        outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+        graph = helper.make_graph([node], "node", inputs, outputs)
         imports = [helper.make_opsetid(domain, version) for domain, version in self._opsets.items()]
         model = helper.make_model(graph, opset_imports=imports, ir_version=self._ir_version)
         return open_session(onnx.shape_inference.infer_shapes(model).SerializeToString(), "onnxruntime")

@@ -61,30 +61,51 @@ def convolution_arguments(attributes: _Attributes, dimensions: int = 2) -> tuple
     return arguments, margins
 
 
+_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+_TRANSPOSED = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
+"""By the rank of the weights."""
+
+
+def _dimensions(attributes: _Attributes) -> int | None:
+    """Number of spatial dimensions of a convolution; None if no attribute tells."""
+    for name, each in (("kernel_shape", 1), ("strides", 1), ("dilations", 1), ("output_padding", 1), ("pads", 2)):
+        if name in attributes:
+            return len(attributes[name]) // each
+    return None
+
+
+def _any_convolution(attributes: _Attributes) -> tuple[_Attributes, list[int]] | None:
+    """What :func:`convolution_arguments` gives, of as many dimensions as the attributes have, or any number of them."""
+    dimensions = _dimensions(attributes)
+    found = convolution_arguments(attributes, dimensions or 1)
+    if found is None or dimensions is not None:
+        return found
+    return {name: value if name == "groups" else value[0] for name, value in found[0].items()}, []
+
+
 def _conv(attributes: _Attributes) -> Operator | None:
-    if len(attributes.get("kernel_shape", (0, 0))) != 2:
-        return None
-    found = convolution_arguments(attributes)
+    found = _any_convolution(attributes)
     if found is None:
         return None
     arguments, margins = found
 
     def run(x: Inputs) -> tuple[Tensor, ...]:
         data, weight, bias = _three(x)
-        return (F.conv2d(F.pad(data, margins) if margins else data, weight, bias, **arguments),)
+        convolve = _CONVOLUTIONS[weight.ndim]
+        return (convolve(F.pad(data, margins) if margins else data, weight, bias, **arguments),)
 
     return run
 
 
 def _conv_transpose(attributes: _Attributes) -> Operator | None:
-    found = convolution_arguments(attributes)
-    if found is None or found[1] or "output_shape" in attributes or len(attributes.get("kernel_shape", (0, 0))) != 2:
+    found = _any_convolution(attributes)
+    if found is None or found[1] or "output_shape" in attributes:
         return None
-    arguments = {**found[0], "output_padding": tuple(attributes.get("output_padding", [0, 0]))}
+    arguments = {**found[0], "output_padding": tuple(attributes.get("output_padding", [0]))}
 
     def run(x: Inputs) -> tuple[Tensor, ...]:
         data, weight, bias = _three(x)
-        return (F.conv_transpose2d(data, weight, bias, **arguments),)
+        return (_TRANSPOSED[weight.ndim](data, weight, bias, **arguments),)
 
     return run
 
@@ -277,11 +298,23 @@ def _pad(attributes: _Attributes) -> Operator | None:
             at = 2 * (data.ndim - 1 - axis % data.ndim)
             margins[at], margins[at + 1] = int(pads[i]), int(pads[i + len(axes)])
         if mode == "reflect":
-            # Torch reflects the last dimensions only.
-            return (F.pad(data, margins[: 2 * (data.ndim - 2)], mode="reflect"),)
+            for axis in range(data.ndim):  # torch reflects the last dimensions only
+                at = 2 * (data.ndim - 1 - axis)
+                data = _reflect(data, axis, margins[at], margins[at + 1])
+            return (data,)
         return (F.pad(data, margins, value=0.0 if value is None else float(value)),)
 
     return run
+
+
+def _reflect(x: Tensor, axis: int, before: int, after: int) -> Tensor:
+    """Continue a tensor beyond its ends as in a mirror; negative margins cut."""
+    size = x.shape[axis]
+    if not before and not after:
+        return x
+    period = max(2 * size - 2, 1)
+    at = torch.arange(-before, size + after) % period
+    return x.index_select(axis, torch.where(at < size, at, period - at))
 
 
 def _resize(attributes: _Attributes) -> Operator | None:
@@ -298,16 +331,18 @@ def _resize(attributes: _Attributes) -> Operator | None:
     def run(x: Inputs) -> tuple[Tensor, ...]:
         data = _first(x)
         sizes = x[3] if len(x) > 3 else None
+        # A factor is used as it is, not as the sizes' quotient, where it makes no whole number of pixels.
+        target: _Attributes = {}
         if sizes is None:
             scales = x[2]
             assert scales is not None
-            target = [int(n * float(s)) for n, s in zip(data.shape[2:], scales[2:], strict=True)]
+            target["scale_factor"] = [float(s) for s in scales[2:]]
         else:
-            target = sizes[2:].tolist()
+            target["size"] = sizes[2:].tolist()
         if nearest:
-            return (F.interpolate(data, target, mode="nearest"),)
+            return (F.interpolate(data, mode="nearest", **target),)
         corners = coordinates == b"align_corners"
-        return (F.interpolate(data, target, mode="bilinear", align_corners=corners),)
+        return (F.interpolate(data, mode="bilinear", align_corners=corners, **target),)
 
     return run
 

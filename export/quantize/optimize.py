@@ -1,16 +1,18 @@
 """INT8 that answers as the float network does: from a float graph and unlabelled images to a quantized graph.
 
-The steps, each of which the report tells the effect of: channels are rescaled between layers
-(:mod:`~export.quantize.equalize`), ranges chosen by the error that they cause at the output
-(:mod:`~export.quantize.ranges`), weights rounded and biases corrected layer after layer
-(:mod:`~export.quantize.layerwise`), and, with more effort, all of it tuned together against the float network's output
-(:mod:`~export.quantize.distill`).
+The steps, each of which the report tells the effect of: the input is put on the grid of its pixels
+(:mod:`~export.quantize.pixels`), channels are rescaled between layers (:mod:`~export.quantize.equalize`), ranges chosen
+by the error that they cause at the output (:mod:`~export.quantize.ranges`), weights rounded and biases corrected layer
+after layer (:mod:`~export.quantize.layerwise`), and what is never negative spread over all codes
+(:mod:`~export.quantize.centre`).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +20,41 @@ import onnx
 import torch
 from torch import Tensor
 
-from calib import ImageStream, TensorRange
+from calib import AUTO, EFFORTS, METHODS, CalibrationSettings, ImageStream, SchemeCalibration, TensorRange
 from runtime.backends import open_session
 from runtime.manifest import Preprocessing
 
+from ..errors import QuantizationError
 from ..float16 import to_float16
 from ..onnx_graph import GraphIndex, add_outputs
-from .equalize import Equalization, apply_factors, channel_classes, choose_factors
+from .centre import centre, centred_tensors, drop_needless_clips, tensor_params
+from .equalize import apply_factors, channel_classes, choose_factors, known_factors
+from .exempt import exempt, exempt_layers, reveal
 from .fake import FakeQuantizer
 from .layers import WeightedLayer, quantized_tensors, range_sources, tensors_to_observe, weighted_layers
 from .layerwise import LayerOutcome, LayerQuantizer, QuantizedLayer
 from .network import LayerConstants, Network
+from .pipeline import Mix
 from .pixels import PIXEL_RANGE, put_on_pixels
-from .qdq import QuantParams, RoundedLayer, activation_params, insert_qdq, weight_params
+from .qdq import QuantParams, RoundedLayer, insert_qdq, weight_params
 from .ranges import RangeChoice, choose_ranges
-from .statistics import ChannelSamples, collect_samples, output_sensitivity
+from .state import RoundingState
+from .statistics import ChannelSamples, Sensitivity, collect_samples, output_sensitivity
 
-EFFORTS = ("fast", "normal", "high")
+__all__ = [
+    "EFFORTS",
+    "Observation",
+    "QuantizationReport",
+    "Quantized",
+    "TensorReport",
+    "calibrate_scheme",
+    "observe_network",
+    "quantize_calibrated",
+    "quantize_scheme",
+]
+
 _BATCH = 8
+Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -45,18 +64,20 @@ class Effort:
     Attributes:
         sensitivity_images: images that the output's sensitivity is measured on.
         range_images: images that ranges are compared on.
+        rounding_images: images that weights are rounded on, at most.
         rows_per_column: samples of a layer's input for its rounding, as a multiple of their length.
     """
 
     sensitivity_images: int
     range_images: int
+    rounding_images: int
     rows_per_column: float
 
 
 _EFFORTS = {
-    "fast": Effort(32, 64, 2.0),
-    "normal": Effort(64, 256, 4.0),
-    "high": Effort(128, 1024, 8.0),
+    "fast": Effort(32, 32, 64, 2.0),
+    "normal": Effort(64, 128, 512, 4.0),
+    "high": Effort(128, 1024, 1_000_000, 8.0),
 }
 
 
@@ -83,19 +104,17 @@ class QuantizationReport:
 
     Attributes:
         scheme: `"cpu"` or `"trt"`.
-        effort: one of :data:`EFFORTS`.
-        expected_before: relative squared error of the output that was to be expected without equalization.
-        expected_after: the same with it.
+        effort: one of :data:`calib.EFFORTS`.
         tensors: activations, in graph order.
         layers: in graph order.
+        kept_float: layers that stay in higher precision by the scheme's rules, and why.
     """
 
     scheme: str
     effort: str
-    expected_before: float
-    expected_after: float
     tensors: tuple[TensorReport, ...]
     layers: tuple[LayerOutcome, ...]
+    kept_float: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -104,11 +123,34 @@ class Quantized:
 
     Attributes:
         model: the graph with explicit Q/DQ.
+        floating: the float network that it was made of, with rescaled channels.
         report: how it came about.
+        calibration: what a second run can start from.
     """
 
     model: onnx.ModelProto
+    floating: onnx.ModelProto
     report: QuantizationReport
+    calibration: SchemeCalibration
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the float network shows on the calibration images, the same for both schemes.
+
+    Attributes:
+        model: the float graph, on the grid of the pixels where it can be.
+        pixels: name of the tensor of those pixels, or None.
+        samples: of every activation that a scheme may quantize.
+        sensitivity: of the output; None where gradients do not pass the network.
+        image_count: number of images that could be read.
+    """
+
+    model: onnx.ModelProto
+    pixels: str | None
+    samples: Mapping[str, ChannelSamples]
+    sensitivity: Sensitivity | None
+    image_count: int
 
 
 def quantize_calibrated(
@@ -118,9 +160,10 @@ def quantize_calibrated(
     scheme: str,
     *,
     effort: str = "normal",
+    method: str = AUTO,
     per_tensor: bool = False,
     seed: int = 0,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> Quantized:
     """Quantize a network so that it answers as the float network does on images like these.
 
@@ -129,7 +172,8 @@ def quantize_calibrated(
         images: files of unlabelled images
         preprocessing: how they become its input
         scheme: `"cpu"`, or `"trt"`, where what is not INT8 becomes float16
-        effort: one of :data:`EFFORTS`
+        effort: one of :data:`calib.EFFORTS`
+        method: how ranges are chosen: :data:`calib.AUTO`, or one of :data:`calib.METHODS` for all of them
         per_tensor: one scale for all weights of a layer, for targets that have no more
         seed: of all that is drawn
         progress: called with the work done and the work in all
@@ -138,54 +182,212 @@ def quantize_calibrated(
         the quantized graph and the report
 
     Raises:
+        ValueError: if the effort or the method is unknown
         CalibrationError: if no image can be read, or an activation is not finite
         QuantizationError: if weights are not finite
     """
-    how = _EFFORTS[effort]
-    model, pixels = put_on_pixels(onnx.shape_inference.infer_shapes(model), preprocessing)
+    settings = CalibrationSettings(method, effort, per_tensor, seed)
+    observed = observe_network(model, images, preprocessing, settings, progress)
+    calibration = calibrate_scheme(observed, images, preprocessing, scheme, settings)
+    return quantize_scheme(model, calibration, images, preprocessing, scheme, settings, progress=progress)
+
+
+def observe_network(
+    model: onnx.ModelProto,
+    images: Sequence[Path],
+    preprocessing: Preprocessing,
+    settings: CalibrationSettings,
+    progress: Progress | None = None,
+) -> Observation:
+    """Sample the activations of a float network and measure how much errors in them change its output.
+
+    Args:
+        model: the float32 graph; it is not changed
+        images: files of unlabelled images
+        preprocessing: how they become its input
+        settings: what is asked
+        progress: called with the number of batches done
+
+    Returns:
+        what was seen, in memory that does not grow with the number of images
+
+    Raises:
+        ValueError: if the effort or the method is unknown
+        CalibrationError: if no image can be read, or an activation is not finite
+        QuantizationError: if weights are not finite
+    """
+    how = _effort(settings)
+    _check_finite(model)
+    model, pixels = _prepared(model, preprocessing)
     stream = ImageStream(images, preprocessing, batch_size=_BATCH)
-    observed = tensors_to_observe(model)
-    session = open_session(add_outputs(model, observed).SerializeToString(), "onnxruntime")
+    names = tensors_to_observe(model)
+    session = open_session(add_outputs(model, names).SerializeToString(), "onnxruntime")
     try:
-        samples = collect_samples(session, stream, len(images), observed, seed)
+        samples = collect_samples(session, stream, len(images), names, settings.seed, progress)
     finally:
         session.close()
-    count = len(images) - len(stream.skipped)
     network = Network(model)
-    few = ImageStream(_some(images, how.sensitivity_images), preprocessing, batch_size=_BATCH)
-    equalization: Equalization | None = None
+    sensitivity: Sensitivity | None = None
     if network.differentiable:
-        layers = _float_layers(network)
-        sensitivity = output_sensitivity(network, _tensors(few), observed, layers, seed)
+        few = ImageStream(_some(images, how.sensitivity_images), preprocessing, batch_size=_BATCH)
+        sensitivity = output_sensitivity(network, _tensors(few), names, _float_layers(network), settings.seed)
+    return Observation(model, pixels, samples, sensitivity, len(images) - len(stream.skipped))
+
+
+def calibrate_scheme(
+    observed: Observation,
+    images: Sequence[Path],
+    preprocessing: Preprocessing,
+    scheme: str,
+    settings: CalibrationSettings,
+) -> SchemeCalibration:
+    """Choose how channels are rescaled, and the range of each activation, for one scheme.
+
+    Args:
+        observed: what the float network showed
+        images: files of unlabelled images
+        preprocessing: how they become its input
+        scheme: `"cpu"` or `"trt"`
+        settings: what is asked
+
+    Returns:
+        the factors, ranges and reasons
+    """
+    how = _effort(settings)
+    model = observed.model
+    kept_float = exempt_layers(model, scheme)
+    names, centred = _rounded_tensors(exempt(model, kept_float), scheme)
+    samples = {name: observed.samples[name] for name in dict.fromkeys(names.values())}
+    factors: dict[str, tuple[float, ...]] = {}
+    if observed.sensitivity is not None:
+        weights = {n: value for n, value in observed.sensitivity.weights.items() if n not in kept_float}
+        sensitivity = replace(observed.sensitivity, weights=weights)
         classes = channel_classes(model)
-        equalization = choose_factors(model, classes, samples, sensitivity, scheme, per_tensor)
-        model = apply_factors(model, equalization)
-        samples = _scaled(samples, equalization.of_tensors())
-        network = Network(model)
+        shown = _rounding_images(images, how) * (2 if _needs_mirrors(model, images, how) else 1)
+        found = choose_factors(model, classes, samples, sensitivity, scheme, settings.per_tensor, centred, shown)
+        factors = found.to_dict()
+        model = apply_factors(model, found)
+        samples = _scaled(samples, found.of_tensors())
     few = ImageStream(_some(images, how.range_images), preprocessing, batch_size=_BATCH)
-    fixed = {} if pixels is None else {pixels: PIXEL_RANGE}
-    ranges, choices = choose_ranges(network, _tensors(few), samples, scheme, seed, fixed)
-    index = GraphIndex(model)
-    params = _activation_params(index, ranges, scheme)
-    weighted = weighted_layers(index)
+    fixed = {} if observed.pixels is None else {observed.pixels: PIXEL_RANGE}
+    wide = {names[name] for name in centred}
+    ranges, choices = choose_ranges(
+        Network(model), _tensors(few), samples, scheme, settings.seed, fixed, settings.method, wide
+    )
+    chosen = {name: choice.method for name, choice in choices.items()}
+    return SchemeCalibration(ranges, chosen, factors, kept_float)
+
+
+def quantize_scheme(
+    model: onnx.ModelProto,
+    calibration: SchemeCalibration,
+    images: Sequence[Path],
+    preprocessing: Preprocessing,
+    scheme: str,
+    settings: CalibrationSettings,
+    *,
+    state: RoundingState | None = None,
+    mix: Mix | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Round the weights of a calibrated network, correct its biases and put the Q/DQ in.
+
+    Args:
+        model: the float32 graph; it is not changed
+        calibration: of this graph under this scheme
+        images: files of unlabelled images
+        preprocessing: how they become its input
+        scheme: `"cpu"`, or `"trt"`, where what is not INT8 becomes float16
+        settings: what is asked
+        state: where layers are kept as soon as they are rounded, and those of an interrupted run are found
+        mix: puts more layers back to float
+        progress: called with the number of layers done and in all
+
+    Returns:
+        the quantized graph and the report
+
+    Raises:
+        QuantizationError: if the calibration is of another graph
+    """
+    how = _effort(settings)
+    model, _ = _prepared(model, preprocessing)
+    equalization = known_factors(channel_classes(model), calibration.factors)
+    model = exempt(apply_factors(model, equalization), calibration.kept_float)
+    names, centred = _rounded_tensors(model, scheme)
+    missing = sorted(set(names.values()) - set(calibration.ranges))
+    if missing:
+        raise QuantizationError(f"no range was measured for {missing[0]!r}: calibrate this very graph")
+    network = Network(model)
+    params = {
+        name: tensor_params(calibration.ranges[source], scheme, name in centred) for name, source in names.items()
+    }
+    layers = weighted_layers(network.index)
     scales = {
-        layer.node.output[0]: torch.from_numpy(_weight_params(network, layer, params, scheme, per_tensor).scale)
-        for layer in weighted
+        layer.node.output[0]: torch.from_numpy(
+            _weight_params(network, layer, params, scheme, settings.per_tensor).scale
+        )
+        for layer in layers
     }
     quantizers = {name: FakeQuantizer(p) for name, p in params.items()}
-    rounding = LayerQuantizer(network, weighted, scales, quantizers, how.rows_per_column, seed)
-    results = rounding.run(_tensors(stream), count, progress)
-    quantized = insert_qdq(model, ranges, scheme, {name: _rounded(layer) for name, layer in results.items()})
-    scaled = {} if equalization is None else equalization.of_tensors()
+    done = None if state is None else state.layers()
+    rounding = LayerQuantizer(network, layers, scales, quantizers, how.rows_per_column, settings.seed, done)
+    some = _some(images, how.rounding_images)
+    batches = _tensors(ImageStream(some, preprocessing, batch_size=_BATCH))
+    count = len(some)
+    if _needs_mirrors(model, images, how):
+        mirrored = _tensors(ImageStream(some, preprocessing, batch_size=_BATCH))
+        batches, count = itertools.chain(batches, (batch.flip(3) for batch in mirrored)), 2 * count
+    results = rounding.run(batches, count, progress, None if state is None else state.add)
+    rounded = {name: _rounded(layer) for name, layer in results.items()}
+    floating, ranges, rounded = centre(model, centred, calibration.ranges, rounded, scheme)
+    quantized = insert_qdq(floating, ranges, scheme, rounded)
+    if mix is not None:
+        quantized = mix(quantized, floating)
+    quantized = drop_needless_clips(reveal(quantized))
+    scaled = equalization.of_tensors()
     report = QuantizationReport(
         scheme,
-        effort,
-        0.0 if equalization is None else equalization.expected_before,
-        0.0 if equalization is None else equalization.expected_after,
-        tuple(TensorReport(n, ranges[n], choices[n], n in scaled and bool((scaled[n] != 1).any())) for n in ranges),
+        settings.effort,
+        tuple(
+            TensorReport(
+                name,
+                calibration.ranges[name],
+                RangeChoice(calibration.chosen.get(name, "")),
+                name in scaled and bool((scaled[name] != 1).any()),
+            )
+            for name in dict.fromkeys(names.values())
+        ),
         tuple(rounding.outcomes.values()),
+        calibration.kept_float,
     )
-    return Quantized(to_float16(quantized) if scheme == "trt" else quantized, report)
+    quantized = to_float16(quantized) if scheme == "trt" else quantized
+    return Quantized(quantized, floating, report, calibration)
+
+
+def _effort(settings: CalibrationSettings) -> Effort:
+    if settings.effort not in EFFORTS:
+        raise ValueError(f"effort is {settings.effort!r}, expected one of {', '.join(EFFORTS)}")
+    if settings.method not in (AUTO, *METHODS):
+        raise ValueError(f"method is {settings.method!r}, expected one of {', '.join((AUTO, *METHODS))}")
+    return _EFFORTS[settings.effort]
+
+
+def _prepared(model: onnx.ModelProto, preprocessing: Preprocessing) -> tuple[onnx.ModelProto, str | None]:
+    return put_on_pixels(onnx.shape_inference.infer_shapes(model), preprocessing)
+
+
+def _check_finite(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise QuantizationError(f"{tensor.name} holds NaN or infinity: these weights cannot be quantized")
+
+
+def _rounded_tensors(model: onnx.ModelProto, scheme: str) -> tuple[dict[str, str], frozenset[str]]:
+    """The activations that are rounded, each with the one whose range it has, and those spread over all codes."""
+    index = GraphIndex(model)
+    sources = range_sources(index, scheme)
+    return {name: sources[name] for name in quantized_tensors(index, scheme)}, centred_tensors(model, scheme)
 
 
 def _tensors(stream: ImageStream) -> Iterator[Tensor]:
@@ -197,6 +399,22 @@ def _some(images: Sequence[Path], count: int) -> list[Path]:
     if count >= len(images):
         return list(images)
     return [images[i * len(images) // count] for i in range(count)]
+
+
+def _rounding_images(images: Sequence[Path], how: Effort) -> int:
+    return min(len(images), how.rounding_images)
+
+
+def _needs_mirrors(model: onnx.ModelProto, images: Sequence[Path], how: Effort) -> bool:
+    """Whether a layer sees so few different inputs that mirror images of them are worth as many more."""
+    index = GraphIndex(model)
+    for layer in weighted_layers(index):
+        weight, shape = index.initializers[layer.weight].dims, index.shape(layer.node.output[0]) or ()
+        places = math.prod(size or 1 for size in shape[2:]) if layer.node.op_type == "Conv" else 1
+        columns = math.prod(weight) // weight[layer.axis]
+        if layer.node.op_type == "Conv" and columns > places * _rounding_images(images, how):
+            return True
+    return False
 
 
 def _float_layers(network: Network) -> dict[str, LayerConstants]:
@@ -216,11 +434,6 @@ def _scaled(samples: Mapping[str, ChannelSamples], factors: Mapping[str, Tensor]
         else ChannelSamples(seen.values * factors[name], seen.low * factors[name], seen.high * factors[name])
         for name, seen in samples.items()
     }
-
-
-def _activation_params(index: GraphIndex, ranges: Mapping[str, TensorRange], scheme: str) -> dict[str, QuantParams]:
-    sources = range_sources(index, scheme)
-    return {name: activation_params(ranges[sources[name]], scheme) for name in quantized_tensors(index, scheme)}
 
 
 def _weight_params(

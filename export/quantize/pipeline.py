@@ -1,4 +1,7 @@
-"""Calibrating a float graph and quantizing it: the whole way from images to INT8 graphs."""
+"""The plain way to INT8: ranges that observers see, weights rounded to the nearest.
+
+What an export makes takes more care: :mod:`~export.quantize.optimize`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from pathlib import Path
 
 import onnx
 
-from calib import CalibrationCache, ImageStream, TensorRange, collect_ranges, images_digest
+from calib import ImageStream, TensorRange, collect_ranges
 from runtime.backends import open_session
 from runtime.manifest import Preprocessing
 
 from ..float16 import to_float16
-from ..onnx_graph import add_outputs, graph_digest
+from ..onnx_graph import add_outputs
 from .layers import tensors_to_observe
 from .qdq import insert_qdq
 
@@ -29,7 +32,7 @@ def calibrate(
     preprocessing: Preprocessing,
     method: str,
     progress: Callable[[int, int | None], None] | None = None,
-) -> CalibrationCache:
+) -> dict[str, TensorRange]:
     """Measure the range of every activation that either scheme quantizes, in memory that does not grow with the images.
 
     Args:
@@ -40,7 +43,7 @@ def calibrate(
         progress: called with the number of batches done and the number in all
 
     Returns:
-        the ranges and what they were measured on
+        the ranges by tensor
 
     Raises:
         CalibrationError: if no image can be read, or an activation is not finite
@@ -49,17 +52,9 @@ def calibrate(
     stream = ImageStream(images, preprocessing, batch_size=_BATCH)
     session = open_session(add_outputs(model, names).SerializeToString(), "onnxruntime")
     try:
-        ranges = collect_ranges(session, stream, names, method, progress)
+        return collect_ranges(session, stream, names, method, progress)
     finally:
         session.close()
-    return CalibrationCache(
-        method=method,
-        model=graph_digest(model),
-        images=images_digest(images),
-        image_count=len(images) - len(stream.skipped),
-        preprocessing=preprocessing,
-        ranges=ranges,
-    )
 
 
 def quantize(

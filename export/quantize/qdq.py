@@ -32,6 +32,8 @@ FloatArray = NDArray[np.float32]
 
 _LARGEST_BIAS = 2.0**30
 """Integer biases stay below this, which leaves the int32 accumulator as much room for the products."""
+_LARGEST_HALF_BIAS = 2.0**15
+"""Steps of a layer's sums that a bias of `trt` may be, which float16 holds: ONNX Runtime rounds it in that type."""
 _SMALLEST_HALF = float(np.finfo(np.float16).smallest_subnormal)
 
 
@@ -121,8 +123,9 @@ def weight_params(
         parameters of shape (channels,)
     """
     floor = None
-    if bias is not None and scheme == "cpu":
-        floor = np.abs(bias) / (data.scale * np.float32(_LARGEST_BIAS))
+    if bias is not None:
+        most = np.float32(_LARGEST_BIAS if scheme == "cpu" else _LARGEST_HALF_BIAS)
+        floor = np.abs(bias) / (data.scale * most)
     params = quantize_weight(weight, layer.axis, scheme, floor)
     if not per_tensor:
         return params

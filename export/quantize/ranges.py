@@ -8,18 +8,18 @@ squared error that e causes there, and vᵀJ is one backward pass (see :mod:`~ex
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from calib import METHODS, TensorRange, make_observer
+from calib import AUTO, METHODS, TensorRange, make_observer
 
+from .centre import tensor_params
 from .fake import FakeQuantizer
 from .network import Network
-from .qdq import activation_params
 from .statistics import ChannelSamples, random_projection, watching
 
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
@@ -32,11 +32,11 @@ class RangeChoice:
 
     Attributes:
         method: the candidate that was chosen: one of :data:`calib.METHODS`, or a share of the largest value.
-        errors: relative squared error of the output that each candidate causes.
+        errors: relative squared error of the output that each candidate causes; empty where none was compared.
     """
 
     method: str
-    errors: Mapping[str, float]
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 def candidate_ranges(seen: ChannelSamples, methods: tuple[str, ...] = METHODS) -> dict[str, TensorRange]:
@@ -76,6 +76,8 @@ def choose_ranges(
     scheme: str,
     seed: int,
     fixed: Mapping[str, TensorRange] | None = None,
+    method: str = AUTO,
+    centred: Collection[str] = (),
 ) -> tuple[dict[str, TensorRange], dict[str, RangeChoice]]:
     """The range of each activation with the least error at the network's output.
 
@@ -86,24 +88,30 @@ def choose_ranges(
         scheme: `"cpu"` or `"trt"`
         seed: of the random directions
         fixed: ranges that are known
+        method: :data:`calib.AUTO` to compare, or one of :data:`calib.METHODS` for all tensors
+        centred: activations that are spread over all codes, of :func:`~export.quantize.centre.centred_tensors`
 
     Returns:
         ranges, and why, by tensor
     """
     fixed = fixed or {}
-    candidates = {n: {"known": fixed[n]} if n in fixed else candidate_ranges(s) for n, s in samples.items()}
-    if not network.differentiable:
-        chosen = {name: "mse" if "mse" in found else next(iter(found)) for name, found in candidates.items()}
+    wanted = METHODS if method == AUTO else (method,)
+    candidates = {n: {"known": fixed[n]} if n in fixed else candidate_ranges(s, wanted) for n, s in samples.items()}
+    if not candidates:
+        return {}, {}
+    if method != AUTO or not network.differentiable:
+        usual = "mse" if method == AUTO else method
+        chosen = {name: usual if usual in found else next(iter(found)) for name, found in candidates.items()}
         return (
-            {name: candidates[name][method] for name, method in chosen.items()},
-            {name: RangeChoice(method, {}) for name, method in chosen.items()},
+            {name: candidates[name][by] for name, by in chosen.items()},
+            {name: RangeChoice(by) for name, by in chosen.items()},
         )
-    errors = _errors(network, batches, candidates, scheme, seed)
+    errors = _errors(network, batches, candidates, scheme, seed, centred)
     ranges, choices = {}, {}
     for name, found in errors.items():
-        method = min(found, key=lambda m: found[m])
-        ranges[name] = candidates[name][method]
-        choices[name] = RangeChoice(method, found)
+        best = min(found, key=lambda m: found[m])
+        ranges[name] = candidates[name][best]
+        choices[name] = RangeChoice(best, found)
     return ranges, choices
 
 
@@ -113,9 +121,10 @@ def _errors(
     candidates: Mapping[str, Mapping[str, TensorRange]],
     scheme: str,
     seed: int,
+    centred: Collection[str],
 ) -> dict[str, dict[str, float]]:
     quantizers = {
-        name: {method: FakeQuantizer(activation_params(found, scheme)) for method, found in by_method.items()}
+        name: {m: FakeQuantizer(tensor_params(found, scheme, name in centred)) for m, found in by_method.items()}
         for name, by_method in candidates.items()
     }
     sums = {name: dict.fromkeys(found, 0.0) for name, found in candidates.items()}

@@ -44,9 +44,12 @@ def round_compensating(weight: Tensor, moments: Tensor, scale: Tensor, damping: 
         values from -127 to 127, of the shape of the weights
     """
     size = weight.shape[2]
+    level = moments.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    dead = ~((level > 0) & torch.isfinite(level))
+    if dead.any():  # what is not finite would spread
+        moments = torch.where(dead[:, :, None], 0.0, moments)
+        level = torch.where(dead, 0.0, level)
     diagonal = moments.diagonal(dim1=1, dim2=2)
-    level = diagonal.mean(1, keepdim=True)
-    dead = (level <= 0) | ~torch.isfinite(level)
     # The inputs that matter most are rounded first, while there are most others to compensate in.
     order = torch.argsort(diagonal, dim=1, descending=True, stable=True)
     columns = order[:, None, :]

@@ -66,7 +66,7 @@ class Spool:
             largest = float(value.abs().amax()) if value.numel() else 0.0
             if largest > 0 and np.isfinite(largest):
                 # A power of two, so that nothing but float16's own rounding is lost, whatever the scale.
-                factor = 2.0 ** float(np.clip(np.floor(np.log2(_HALF_MAX / largest)), -100, 100))
+                factor = 2.0 ** float(np.clip(np.floor(np.log2(_HALF_MAX / largest)), -126, 127))
             array = (value * factor).to(torch.float16).numpy()
         file.seek(0, 2)
         entry = _Entry(file.tell(), tuple(value.shape), value.dtype, array.dtype, factor)

@@ -86,9 +86,10 @@ def collect_samples(
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
     share: dict[str, float] = {}
+    done = 0
     for done, batch in enumerate(batches, 1):
         values: dict[str, NDArray[Any]] = {**session.run({source: batch}), source: batch}
-        if not share:
+        if not share and tensors:
             channels = sum(_as_rows(values[name]).shape[1] for name in tensors)
             most = min(max(_SAMPLED_VALUES // channels, _FEWEST_ROWS), _MOST_ROWS)
             share = {name: min(1.0, most * len(batch) / (image_count * _places(values[name]))) for name in tensors}
@@ -107,7 +108,7 @@ def collect_samples(
         del values, batch
         if progress is not None:
             progress(done, None)
-    if not low:
+    if not done:
         raise CalibrationError("there are no images to calibrate on")
     return {name: ChannelSamples(torch.cat(rows[name]), low[name], high[name]) for name in tensors}
 
@@ -141,7 +142,7 @@ def output_sensitivity(
         outputs = network.run({network.inputs[0]: batch}, layers=leaves, quantizers=watching(tensors, seen))
         loss = sum((random_projection(outputs[name], generator) for name in network.outputs), torch.zeros(()))
         wanted = [*seen.values(), *(leaf.weight for leaf in leaves.values())]
-        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
         for name, x, gradient in zip(seen, seen.values(), gradients, strict=False):
             channels = (x.shape[0], x.shape[1] if x.ndim > 1 else 1, -1)
             squares = torch.zeros(channels[1]) if gradient is None else _active(gradient, x, channels)

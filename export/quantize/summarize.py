@@ -150,6 +150,7 @@ def summarize_report(
             "bias_shift": outcome.bias_shift,
             "equalized": bool({outcome.name, data.get(outcome.name), *after} & rescaled),
         }
+    facts.update({name: {"reason": reason} for name, reason in report.kept_float.items()})
     return summarize(
         model,
         quantized,

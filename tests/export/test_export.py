@@ -131,6 +131,8 @@ def test_onnx_runtime_fuses_all_of_it(mobileone_export, tmp_path, op_counts):
     convolutions = op_counts(onnx.load(mobileone_export.bundle / "model.onnx"))["Conv"]
     assert counts.pop("QLinearConv") == convolutions
     assert counts.pop("QGemm") == 1
+    # The normalized image becomes pixels again, which is what is rounded.
+    assert [counts.pop(op) for op in ("Pad", "Mul", "Add")] == [1, 1, 1]
     assert set(counts) <= {"QuantizeLinear", "QLinearGlobalAveragePool", "Flatten", "DequantizeLinear"}
     assert counts["QuantizeLinear"] == 1
 
@@ -361,10 +363,20 @@ def test_an_engine_is_added_without_torch_and_onnx(own_bundle):
     assert read_manifest(own_bundle).artefacts[-1].engine.compute_capability == "8.6"
 
 
-def test_a_graph_is_added_without_torch(own_bundle, photos):
-    done = run_without(("torch", "torchvision", "holocron"), own_bundle, "--int8", "--calib", photos, "-q")
+def test_a_graph_is_added_without_torch(own_bundle):
+    done = run_without(("torch", "torchvision", "holocron"), own_bundle, "--fp16", "-q")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "model.int8.cpu.onnx" in names(own_bundle)
+    assert "model.fp16.onnx" in names(own_bundle)
+
+
+def test_quantizing_without_torch_says_what_it_needs(own_bundle, photos):
+    before = contents(own_bundle)
+    done = run_without(("torch", "torchvision", "holocron"), own_bundle, "--int8", "--calib", photos, "-q")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "--int8 needs PyTorch" in line
+    assert "holocron-edge[train]" in line
+    assert contents(own_bundle) == before
 
 
 @pytest.mark.parametrize(
@@ -394,15 +406,15 @@ def test_what_is_missing_is_one_line(own_bundle, tmp_path, monkeypatch, blocked,
 @pytest.fixture
 def calibrations(monkeypatch):
     """Counts how often images are really run through the network."""
-    from export import quantize
+    from export.quantize import optimize
 
-    real, calls = quantize.calibrate, []
+    real, calls = optimize.observe_network, []
 
-    def calibrate(*args, **kwargs):
+    def observe_network(*args, **kwargs):
         calls.append(args)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(quantize, "calibrate", calibrate)
+    monkeypatch.setattr(optimize, "observe_network", observe_network)
     return calls
 
 
@@ -413,7 +425,7 @@ def test_a_rerun_reads_the_calibration(own_bundle, photos, calibrations, recorde
     result = export_model(own_bundle, int8=True, calib=photos, force=True, progress=recorder)
     assert len(calibrations) == 1
     assert recorder.did("reading the calibration on 12 images")
-    assert not recorder.did("calibrating")
+    assert not recorder.did("through the float network")
     assert len(result.made) == 2
     after = contents(own_bundle)
     assert all(
@@ -523,7 +535,7 @@ def test_folders_without_a_readable_image(own_bundle, tmp_path, content):
         ({"input_size": (3, 32, 32)}, "--input-size takes height and width"),
         (
             {"calib_method": "best"},
-            "--calib-method 'best' is unknown, expected one of minmax, percentile, entropy, mse",
+            "--calib-method 'best' is unknown, expected one of auto, minmax, percentile, entropy, mse",
         ),
         ({"calib": "nowhere"}, "--calib nowhere is not a folder"),
         ({"eval_folder": "nowhere"}, "--eval nowhere is not a folder"),
@@ -555,8 +567,9 @@ def test_progress_is_told_every_step(own_bundle, photos, recorder):
     steps = (
         "checking",
         "converting to float16",
-        "calibrating on 12 images (mse)",
-        "quantizing",
+        "running 12 images through the float network",
+        "choosing ranges for cpu (auto)",
+        "rounding weights for trt (normal)",
         "verifying 3 artefacts",
     )
     assert all(recorder.did(step) for step in steps)

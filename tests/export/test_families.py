@@ -137,7 +137,7 @@ def test_every_builder(arch, size, op_counts, record_property):
     del model, source
     assert_nothing_is_left(arch, op_counts(graph))
     check_activations(graph, images[:2], preprocessing)
-    ranges = calibrate(graph, images, preprocessing, "minmax").ranges
+    ranges = calibrate(graph, images, preprocessing, "minmax")
     for scheme in ("cpu", "trt"):
         assert not {o.operator for o in operators_left_float(graph, scheme)} & {"Conv", "Gemm"}
 

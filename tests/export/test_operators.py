@@ -95,7 +95,7 @@ def test_each_is_traced_quantized_and_built(kind, photos):
     with torch.no_grad():
         expected = module(torch.from_numpy(batch)).numpy()
     graph = trace(module, (32, 32))
-    ranges = calibrate(graph, images, PREPROCESSING, "minmax").ranges
+    ranges = calibrate(graph, images, PREPROCESSING, "minmax")
     graphs = {
         "fp32": (graph, 1e-5),
         "fp16": (to_float16(graph), 5e-3),
