@@ -16,7 +16,7 @@ from runtime.backends.engine_builder import engine_file
 from runtime.backends.tensorrt_engine import OpenEngine
 from runtime.backends.tensorrt_library import EXTRAS, LIBRARIES, library_missing, load_library
 from runtime.errors import BackendError
-from runtime.manifest import EngineInfo
+from runtime.manifest import EngineInfo, FrameSpec
 
 from .engine_options import EngineBuild
 from .errors import EngineError
@@ -72,6 +72,7 @@ def check_builder(library: str, capabilities: tuple[str, ...] = (), options: Eng
 def build_engine(
     onnx: bytes,
     info: EngineInfo,
+    frame: FrameSpec | None = None,
     *,
     detailed: bool = False,
     timing_cache: Path | None = None,
@@ -84,7 +85,9 @@ def build_engine(
     """
     _load(info.library)
     try:
-        return engine_builder.build_engine(onnx, info, detailed=detailed, timing_cache=timing_cache, progress=progress)
+        return engine_builder.build_engine(
+            onnx, info, frame, detailed=detailed, timing_cache=timing_cache, progress=progress
+        )
     except BackendError as e:
         raise EngineError(str(e)) from e
 

@@ -14,12 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calib import find_labelled_images
-from runtime.backends import open_session
 from runtime.backends.engine_builder import timing_cache_path
 from runtime.manifest import MANIFEST_NAME, SCHEMES, Artefact, Manifest
 
 from . import engine as engines
-from .base import Base, engine_infos, engine_libraries, engine_variants, from_bundle, from_model, session_network
+from .base import (
+    Base,
+    engine_infos,
+    engine_libraries,
+    engine_variants,
+    from_bundle,
+    from_model,
+    open_compared,
+    session_network,
+)
 from .bundle import BundleWriter, check_destination
 from .engine_layers import EngineLayers, companions, layers_file
 from .graphs import make_graphs, summarize_kept, unlabelled_images
@@ -28,7 +36,7 @@ from .progress import Progress, Silent
 from .report import ExportResult
 from .spec import ExportSpec
 from .tasks import task_export
-from .verify import Comparison, Remembered, check, compare_networks
+from .verify import Comparison, FrameStream, Remembered, check, compare_networks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,10 +136,11 @@ def _verify(
         images = unlabelled_images(spec, spec.verify_samples)
     task = task_export(base.manifest.task)
     reference = Remembered(base.load_reference())
+    frames = None if base.manifest.frame is None else FrameStream(images, base.manifest)
     comparisons: dict[str, Comparison] = {}
     with progress.stage(f"verifying {len(made)} artefacts on {len(images)} images"):
         for artefact in made:  # one after the other: a large network is in memory once, not once an artefact
-            session = open_session(writer.folder / artefact.file, "onnxruntime")
+            session = open_compared(writer.folder / artefact.file, base)
             try:
                 comparisons[artefact.file], read = compare_networks(
                     session_network(session),
@@ -140,6 +149,8 @@ def _verify(
                     base.manifest.preprocessing,
                     task.class_axis,
                     progress.update,
+                    frames,
+                    _comparison(base),
                 )
             finally:
                 session.close()
@@ -151,12 +162,32 @@ def _verify(
         comparison = comparisons[artefact.file]
         result = comparison.result(base.reference_name, truths)
         check(artefact, result, spec.tolerances, base.trained, comparison.errors(), task.agreement)
+        _check_post_processing(artefact, comparison, warn)
         if result.accuracy is not None and result.reference_accuracy is not None:
             lost = result.reference_accuracy - result.accuracy
             if lost > _WORTH_SAYING_POINTS:
                 warn(f"{artefact.file} loses {100 * lost:.1f} points: try more images or another --calib-method")
         verified.append(replace(artefact, verification=result))
     return verified
+
+
+def _comparison(base: Base) -> Comparison | None:
+    """What compares networks with something behind them; None for those without."""
+    post = base.manifest.post_processing
+    if post is None or base.expect is None:
+        return None
+    from .graph.check import PostComparison
+
+    return PostComparison(post, base.expect, task_export(base.manifest.task).class_axis)
+
+
+def _check_post_processing(artefact: Artefact, comparison: Comparison, warn: Callable[[str], None]) -> None:
+    from .graph.check import PostComparison
+
+    if isinstance(comparison, PostComparison):
+        comparison.check(artefact.file)
+        if comparison.detections == 0:
+            warn(f"{artefact.file} and the reference found nothing on these images: its boxes were not compared")
 
 
 def _build_engines(
@@ -183,7 +214,12 @@ def _build_engines(
             detailed = spec.engine.layer_information
             with progress.stage(f"building {file}"):
                 plan = engines.build_engine(
-                    data, info, detailed=detailed, timing_cache=timings, progress=progress.update
+                    data,
+                    info,
+                    base.manifest.frame,
+                    detailed=detailed,
+                    timing_cache=timings,
+                    progress=progress.update,
                 )
             built.append(writer.add(file, plan, "engine", graph.precision, graph.scheme, info))
             if detailed:

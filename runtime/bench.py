@@ -20,6 +20,7 @@ import numpy as np
 
 from .backends import BACKENDS, available_backends, check_threads, unavailable
 from .errors import BackendError, HolocronError
+from .feeds import FrameFeeder
 from .manifest import DTYPES, Manifest, TensorSpec, read_manifest
 
 # The same sys.path, so that the same packages are found; -c, so that the caller's script is not run again.
@@ -211,9 +212,14 @@ def example_feeds(manifest: Manifest, batch: int = 1) -> dict[str, np.ndarray[An
         batch: size of dynamic dimensions
 
     Returns:
-        an array for each input: normally distributed for floating point, zeros for other types
+        an array for each input: normally distributed for floating point, zeros for other types; of a network that takes
+        frames, the largest that it takes and what belongs to them
     """
     generator = np.random.default_rng(0)
+    if manifest.frame is not None:
+        shape = (*manifest.frame.size, 3)
+        frames = [generator.integers(0, 256, shape, dtype=np.uint8) for _ in range(batch)]
+        return FrameFeeder(manifest)(frames)[0]
 
     def example(spec: TensorSpec) -> np.ndarray[Any, Any]:
         assert spec.dtype in DTYPES

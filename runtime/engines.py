@@ -181,7 +181,7 @@ def _rebuild(
         compute_capability=capability,
     )
     data = read_artefact(bundle, graph)
-    plan = build_engine(data, info, timing_cache=timing_cache_path(info))
+    plan = build_engine(data, info, manifest.frame, timing_cache=timing_cache_path(info))
     artefact = Artefact(
         engine_file(graph.variant, info),
         "engine",

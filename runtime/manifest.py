@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from .errors import BundleError
+from .post_processing import PostProcessing, parse_post_processing
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -31,6 +32,9 @@ KINDS = ("onnx", "engine")
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 RESIZE_MODES = ("squish", "pad")
 PAD_MODES = ("constant", "edge", "reflect", "symmetric")
+CHANNEL_ORDERS = ("rgb", "bgr")
+FRAME_INPUT, ROWS_INPUT, COLUMNS_INPUT = "frame", "rows", "columns"
+"""Names of the inputs of a network that takes frames."""
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 DTYPES = ("float32", "float16", "uint8", "int32", "int64", "float64", "int8", "bool")
 
@@ -79,6 +83,41 @@ class Preprocessing:
     resize: str = "squish"
     pad_mode: str = "constant"
     interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """The frames that a network takes whose preprocessing is part of its graph: uint8 (N, h, w, 3).
+
+    Attributes:
+        channels: their order, `"rgb"` or `"bgr"`.
+        size: largest height and width in pixels; the only ones if the size is fixed.
+        fixed: whether every frame has that size. If not, the network takes the matrices that resize it as inputs too.
+    """
+
+    channels: str
+    size: tuple[int, int]
+    fixed: bool
+
+
+def frame_inputs(frame: FrameSpec, preprocessing: Preprocessing) -> tuple[TensorSpec, ...]:
+    """The inputs of a network that takes frames.
+
+    Args:
+        frame: which frames it takes
+        preprocessing: gives the size that they are resized to
+
+    Returns:
+        the frame, and where its size is not fixed the matrices of :class:`runtime.resampling.ResizeMatrices`
+    """
+    if frame.fixed:
+        return (TensorSpec(FRAME_INPUT, "uint8", ("batch", *frame.size, 3)),)
+    H, W = preprocessing.size
+    return (
+        TensorSpec(FRAME_INPUT, "uint8", ("batch", "height", "width", 3)),
+        TensorSpec(ROWS_INPUT, "float32", ("batch", H, "height")),
+        TensorSpec(COLUMNS_INPUT, "float32", ("batch", "width", W)),
+    )
 
 
 @dataclass(frozen=True)
@@ -183,6 +222,9 @@ class Manifest:
         preprocessing: how an image becomes the input.
         artefacts: the files that backends open; empty in an ONNX file's own metadata.
         provenance: what made it: versions, weights, seed, time. Information only; nothing is decided by it.
+        frame: the frames that the network takes, if resizing and normalization are part of its graph; None if it takes
+            what they give.
+        post_processing: what the graph makes of the network's own outputs; None if it gives those.
     """
 
     name: str
@@ -193,10 +235,19 @@ class Manifest:
     preprocessing: Preprocessing
     artefacts: tuple[Artefact, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    frame: FrameSpec | None = None
+    post_processing: PostProcessing | None = None
 
     def to_json(self) -> str:
         """The manifest as it stands in `manifest.json`."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        values = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        if self.frame is None:  # a key that older readers of this version do not know
+            del values["frame"]
+        if self.post_processing is None:
+            del values["post_processing"]
+        else:
+            values["post_processing"] = self.post_processing.to_dict()
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = MANIFEST_NAME) -> Manifest:
@@ -336,9 +387,13 @@ class _Parser:
             preprocessing=self.preprocessing(data["preprocessing"], "preprocessing"),
             artefacts=self.sequence(data.get("artefacts", []), "artefacts", self.artefact),
             provenance=self.mapping(data.get("provenance", {}), "provenance"),
+            frame=None if data.get("frame") is None else self.frame(data["frame"], "frame"),
+            post_processing=parse_post_processing(self, data.get("post_processing"), "post_processing"),
         )
         if not result.inputs or not result.outputs:
             raise self.fail("inputs and outputs", "need one entry at least")
+        if result.frame is not None and result.inputs != frame_inputs(result.frame, result.preprocessing):
+            raise self.fail("inputs", "are not those of a network that takes such frames")
         files = [a.file for a in result.artefacts]
         if len(set(files)) != len(files):
             raise self.fail("artefacts", "name the same file twice")
@@ -425,6 +480,17 @@ class _Parser:
             pad_mode=self.choice(data.get("pad_mode", "constant"), f"{place}.pad_mode", PAD_MODES),
             interpolation=self.choice(data.get("interpolation", "bilinear"), f"{place}.interpolation", INTERPOLATIONS),
         )
+
+    def frame(self, value: Any, place: str) -> FrameSpec:
+        data = self.mapping(value, place)
+        self.keys(data, FrameSpec, place)
+        size = self.sequence(data["size"], f"{place}.size", lambda v, p: self.integer(v, p, 1, _MAX_PIXELS_A_SIDE))
+        if len(size) != 2:
+            raise self.fail(f"{place}.size", "needs 2 values")
+        if not isinstance(data["fixed"], bool):
+            raise self.fail(f"{place}.fixed", f"is {_short(data['fixed'])}, expected true or false")
+        channels = self.choice(data["channels"], f"{place}.channels", CHANNEL_ORDERS)
+        return FrameSpec(channels, (size[0], size[1]), data["fixed"])
 
     def artefact(self, value: Any, place: str) -> Artefact:
         data = self.mapping(value, place)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,15 @@ from .backends import (
 )
 from .backends.base import Array, Session, closed_error
 from .errors import BackendError, BundleError, ImageError
+from .feeds import make_feeder
 from .images import ImageSource
 from .manifest import METADATA_KEY, VARIANT_KEY, Artefact, Manifest, TensorSpec, artefact_path, read_manifest
 from .onnx_metadata import read_metadata
 from .preprocess import Preprocessor
 from .tasks import Result, task_behaviour
+
+if TYPE_CHECKING:
+    from .stream import StreamAnswer
 
 _ALIASES = {"float32": "fp32", "float16": "fp16"}
 _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
@@ -53,7 +57,13 @@ class Model:
     """
 
     def __init__(
-        self, manifest: Manifest, session: Session, precision: str, threads: int, artefact: Artefact | None = None
+        self,
+        manifest: Manifest,
+        session: Session,
+        precision: str,
+        threads: int,
+        artefact: Artefact | None = None,
+        fast_decode: bool = False,
     ) -> None:
         self.manifest = manifest
         self.task = manifest.task
@@ -64,7 +74,8 @@ class Model:
         self.device = session.device
         self.threads = threads
         self.session = session
-        self._preprocessor = Preprocessor(manifest.preprocessing)
+        self._preprocessor = Preprocessor(manifest.preprocessing, fast_decode)
+        self._feeder = make_feeder(manifest, self._preprocessor)
         self._behaviour = task_behaviour(manifest)
         self._fixed_batch = _check_network(manifest, session)
         # What an engine takes at once ends somewhere, what an ONNX file takes does not.
@@ -79,15 +90,16 @@ class Model:
     def __call__(self, image: Sequence[ImageSource]) -> list[Result]: ...
 
     def __call__(self, image: Any) -> Any:
-        """Classify or segment one image or several.
+        """Classify, segment or find objects in one image or several.
 
         Args:
             image: a path, a Pillow image or a uint8 array `(H, W, 3)`; or a list of those; or a uint8 array
                 `(N, H, W, 3)`
 
         Returns:
-            a :class:`~runtime.results.Classification` or a :class:`~runtime.results.Segmentation`, as the task is; for
-            several images a list of them in their order
+            as the task is, a :class:`~runtime.results.Classification`, or :class:`~runtime.results.TopClasses` where
+            the network gives those alone; a :class:`~runtime.results.Segmentation`; or
+            :class:`~runtime.detections.Detections`; for several images a list of them in their order
 
         Raises:
             ImageError: if one is not an image that can be taken
@@ -116,10 +128,27 @@ class Model:
             BackendError: if the network fails, answers with NaN, or the model is closed
         """
         images = _several(image)
-        return self._run(self._preprocessor.batch([image] if images is None else images))  # type: ignore[list-item]
+        return {} if images is not None and not len(images) else self._run(self.feeds(image))
+
+    def feeds(self, image: ImageSource | Sequence[ImageSource]) -> dict[str, Array]:
+        """What the network is fed for one image or several: `session.run` accepts it.
+
+        Args:
+            image: one image, or N images, 1 at least, as a call takes them
+
+        Returns:
+            the inputs by name, each of N entries in its first dimension (1 for one image)
+
+        Raises:
+            ImageError: if one is not an image that can be taken, or a frame is larger than the network takes
+        """
+        images = _several(image)
+        if images is not None and not len(images):
+            raise ImageError("there are no images to feed to the network: give one at least")
+        return self._feeder([image] if images is None else images)[0]  # type: ignore[list-item]
 
     def preprocess(self, image: ImageSource | Sequence[ImageSource]) -> NDArray[np.float32]:
-        """The array that the network takes for one image or several: `session.run` accepts it.
+        """One image or several, resized and normalized: what a network takes that is not fed with frames.
 
         Args:
             image: one image, or a list of N images
@@ -130,9 +159,32 @@ class Model:
         Raises:
             ImageError: if one is not an image that can be taken
         """
-        if isinstance(image, (list, tuple)):
-            return self._preprocessor.batch(image)
-        return self._preprocessor(image)[None]  # type: ignore[arg-type]
+        images = _several(image)
+        return self._preprocessor.batch([image] if images is None else images)  # type: ignore[list-item]
+
+    def stream(self, images: Iterable[ImageSource], workers: int | None = None) -> Iterator[StreamAnswer]:
+        """Answer one image after the other, several of them in the making: reading and decoding overlap with the
+        network and with what is made of its outputs.
+
+        Args:
+            images: paths, Pillow images or uint8 arrays, which need not be all there yet: a generator may wait for a
+                camera, see :func:`runtime.open_video`. It is read in a thread of its own, a few images ahead. An array
+                is not to be changed before its answer has come. A generator is closed at the end
+            workers: images at once; by default as many as the model's threads leave room for, two at least.
+                `concurrency` of :func:`load` lets their networks run at the same time
+
+        Returns:
+            an iterator of answers in the order of the images; an image that cannot be taken is an answer with an error.
+            Closing it, or an error, ends all that is under way
+
+        Raises:
+            TypeError: if workers is not an integer
+            ValueError: if workers is below 1
+            BackendError: while iterating, if the network fails; whatever the source raises comes through, too
+        """
+        from .stream import stream  # the threads' machinery, which `import runtime` can do without
+
+        return stream(self, images, workers)
 
     def close(self) -> None:
         """Release the network; calling it twice is allowed, classifying afterwards is a BackendError."""
@@ -154,27 +206,25 @@ class Model:
         )
 
     def _answers(self, images: Sequence[ImageSource], first: int = 0) -> list[Result]:
-        batch, sizes = self._preprocessor.batch_with_sizes(images, first)
-        return self._behaviour.answers(self.manifest, self._run(batch), sizes)
+        feeds, sizes = self._feeder(images, first)
+        return self._behaviour.answers(self.manifest, self._run(feeds), sizes)
 
-    def _run(self, batch: NDArray[np.float32]) -> dict[str, Array]:
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         if self._closed:
             raise closed_error(self.backend)
-        spec = self.manifest.inputs[0]
-        batch = batch.astype(spec.dtype, copy=False)
-        step = self._fixed_batch or min(len(batch), self._largest_batch or len(batch))
+        count = len(next(iter(feeds.values())))
+        step = self._fixed_batch or min(count, self._largest_batch or count)
         parts = []
-        for start in range(0, len(batch), step or 1):
-            part = batch[start : start + step]
-            missing = step - len(part)
-            fed = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]) if missing else part
-            outputs = self.session.run({spec.name: fed})
-            parts.append({name: array[: len(part)] for name, array in outputs.items()})
+        for start in range(0, count, step):
+            part = {name: array[start : start + step] for name, array in feeds.items()}
+            filled = min(step, count - start)
+            outputs = self.session.run({name: _filled_up(array, step) for name, array in part.items()})
+            parts.append({name: array[:filled] for name, array in outputs.items()})
         for outputs in parts:
             self._check_finite(outputs)
         if len(parts) == 1:
             return parts[0]
-        return {name: np.concatenate([outputs[name] for outputs in parts]) for name in parts[0]} if parts else {}
+        return {name: np.concatenate([outputs[name] for outputs in parts]) for name in parts[0]}
 
     def _check_finite(self, outputs: Mapping[str, Array]) -> None:
         for array in outputs.values():
@@ -206,6 +256,8 @@ def load(
     threads: int | None = None,
     device: str | int | None = None,
     *,
+    fast_decode: bool = False,
+    concurrency: int = 1,
     engine: EngineOptions | None = None,
     rebuild: bool = False,
 ) -> Model:
@@ -220,6 +272,10 @@ def load(
             :func:`runtime.backends.available_backends` that opens the network
         threads: processor threads of one call, 1 to 1024; by default the physical cores that this process may use
         device: a GPU's number or `"cuda:1"`, `"cpu"`, or one of OpenVINO's devices, e.g. `"gpu"`; by default the first
+        fast_decode: decode JPEG files at a fraction of their size where the network needs no more: several times
+            faster, and the pixels differ a little. For networks that take images, not frames.
+        concurrency: calls that are to run at the same time without waiting for each other, 1 to 1024, each on so many
+            threads; any number of threads may call the model nonetheless
         engine: how an engine is run
         rebuild: where the bundle has no engine for this machine's GPU and TensorRT, build one from its ONNX file, which
             takes minutes, and add it to the bundle
@@ -234,7 +290,10 @@ def load(
         ValueError: if threads is out of range
     """
     threads = check_threads(threads)
+    check_threads(concurrency, "concurrency")
     source = _open(Path(path))
+    if fast_decode and source.manifest.frame is not None:
+        raise BundleError(f"{source.manifest.name} takes frames as they are: leave fast_decode out")
     wanted = _precision(precision)
     libraries = {a.engine.library for a in source.engines if a.engine is not None}
     if backend is None and not source.artefacts and len(libraries) == 1:
@@ -249,12 +308,13 @@ def load(
             else:
                 variant = _variant(source, wanted, name)
                 file = source.file(variant)  # a changed file is an error, not a reason to take another
-                session, artefact = open_session(file, name, threads, device, variant), source.artefacts[variant]
+                session = open_session(file, name, threads, device, variant, concurrency=concurrency)
+                artefact = source.artefacts[variant]
         except BackendError as e:
             first_error = first_error or e
             continue
         try:
-            return Model(source.manifest, session, variant, threads, artefact)
+            return Model(source.manifest, session, variant, threads, artefact, fast_decode)
         except BaseException:
             session.close()
             raise
@@ -378,37 +438,72 @@ def _several(image: Any) -> Sequence[ImageSource] | None:
     return image if isinstance(image, (list, tuple)) else None
 
 
+def _filled_up(array: Array, count: int) -> Array:
+    """An array of that many entries, zeros behind those that are there."""
+    missing = count - len(array)
+    return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]) if missing else array
+
+
 def _chunk(manifest: Manifest) -> int:
     """How many images to feed at once, so that their outputs stay small; what is not known counts as one."""
     values = sum(math.prod(d for d in spec.shape[1:] if isinstance(d, int)) for spec in manifest.outputs)
+    if manifest.frame is not None:
+        values += 3 * math.prod(manifest.frame.size)
     return max(1, min(_CHUNK, _CHUNK_VALUES // values))
 
 
 def _check_network(manifest: Manifest, session: Session) -> int | None:
     """Check that the network is the one that the manifest describes; return its batch if that is fixed."""
+    if manifest.frame is None:
+        _check_image_input(manifest, session)
+    else:
+        _check_frame_inputs(manifest, session)
+    outputs = {spec.name: spec for spec in session.outputs}
+    if len(outputs) != len(manifest.outputs) or not all(spec.name in outputs for spec in manifest.outputs):
+        raise BundleError(
+            f"{manifest.name}: the manifest says the outputs {_names(manifest.outputs)}, the network has "
+            f"{_names(session.outputs)}; export the model again"
+        )
+    for spec in manifest.outputs:
+        _check_tensor(manifest, spec, outputs[spec.name])
+        if not _fits(spec.shape[1:], outputs[spec.name].shape[1:]):
+            raise BundleError(
+                f"{manifest.name}: the manifest says {spec.name!r} of {spec.shape}, the network has "
+                f"{outputs[spec.name].shape}; export the model again"
+            )
+    batch = session.inputs[0].shape[0]
+    return batch if isinstance(batch, int) else None
+
+
+def _check_image_input(manifest: Manifest, session: Session) -> None:
     if len(manifest.inputs) != 1 or len(session.inputs) != 1:
         raise BundleError(f"{manifest.name}: a network of images has one input; export the model again")
     _check_tensor(manifest, manifest.inputs[0], session.inputs[0])
-    found = {spec.name: spec for spec in session.outputs}
-    if len(found) != len(manifest.outputs) or not all(spec.name in found for spec in manifest.outputs):
+    shape, fed = session.inputs[0].shape, (3, *manifest.preprocessing.size)
+    if len(shape) != 4 or not _fits(fed, shape[1:]):
         raise BundleError(
-            f"{manifest.name}: the manifest says the outputs {', '.join(repr(s.name) for s in manifest.outputs)}, the "
-            f"network has {', '.join(map(repr, found))}; export the model again"
+            f"{manifest.name}: the network takes {shape}, preprocessing gives {fed}; export the model again"
         )
-    for spec in manifest.outputs:
+
+
+def _check_frame_inputs(manifest: Manifest, session: Session) -> None:
+    found = {spec.name: spec for spec in session.inputs}
+    for spec in manifest.inputs:
+        if spec.name not in found or len(found) != len(manifest.inputs):
+            raise BundleError(
+                f"{manifest.name}: the manifest says the inputs {_names(manifest.inputs)}, the network has "
+                f"{_names(session.inputs)}; export the model again"
+            )
         _check_tensor(manifest, spec, found[spec.name])
         if not _fits(spec.shape[1:], found[spec.name].shape[1:]):
             raise BundleError(
                 f"{manifest.name}: the manifest says {spec.name!r} of {spec.shape}, the network has "
                 f"{found[spec.name].shape}; export the model again"
             )
-    shape = session.inputs[0].shape
-    fed = (3, *manifest.preprocessing.size)
-    if len(shape) != 4 or not _fits(fed, shape[1:]):
-        raise BundleError(
-            f"{manifest.name}: the network takes {shape}, preprocessing gives {fed}; export the model again"
-        )
-    return shape[0] if isinstance(shape[0], int) else None
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(repr(spec.name) for spec in specs)
 
 
 def _check_tensor(manifest: Manifest, said: TensorSpec, found: TensorSpec) -> None:

@@ -129,6 +129,7 @@ def open_session(
     device: str | int | None = None,
     precision: str = "fp32",
     *,
+    concurrency: int = 1,
     trust: bool = False,
     engine: EngineOptions | None = None,
 ) -> Session:
@@ -140,6 +141,7 @@ def open_session(
         threads: processor threads; by default the physical cores that this process may use
         device: a GPU's number, or `"cuda:1"`; an OpenVINO device; by default the first GPU, or the processor
         precision: what the network was exported as; only ONNX Runtime's TensorRT provider must be told
+        concurrency: calls that are to run at the same time, each on so many threads; only OpenVINO must be told
         trust: that an engine, which nothing vouches for here, may be executed: opening one does. :func:`runtime.load`
             compares an engine's hash with its bundle's manifest instead
         engine: how an engine is run
@@ -164,7 +166,7 @@ def open_session(
     if backend == "openvino":
         from .openvino import OpenVINOSession
 
-        return OpenVINOSession(model, count, device)
+        return OpenVINOSession(model, count, device, concurrency)
     from .onnxruntime import OnnxRuntimeSession
 
     return OnnxRuntimeSession(model, backend, count, device, precision)
@@ -188,8 +190,15 @@ def _open_engine(
     return TensorRTSession(backend, plan, device, options=options)
 
 
-def check_threads(threads: int | None) -> int:
+def check_threads(threads: int | None, name: str = "threads") -> int:
     """The number of threads asked for, or the default.
+
+    Args:
+        threads: how many; None for the physical cores
+        name: what to call it in an error
+
+    Returns:
+        how many
 
     Raises:
         TypeError: if it is not an integer
@@ -198,9 +207,9 @@ def check_threads(threads: int | None) -> int:
     if threads is None:
         return cpu.default_threads()
     if isinstance(threads, bool) or not isinstance(threads, int):
-        raise TypeError(f"threads is {threads!r}, expected an integer")
+        raise TypeError(f"{name} is {threads!r}, expected an integer")
     if not 1 <= threads <= 1024:
-        raise ValueError(f"threads is {threads}, expected 1 to 1024")
+        raise ValueError(f"{name} is {threads}, expected 1 to 1024")
     return threads
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError
-from ..manifest import EngineInfo
+from ..manifest import COLUMNS_INPUT, FRAME_INPUT, ROWS_INPUT, EngineInfo, FrameSpec
 from .engine_cache import PairedFile, cache_folder
 from .tensorrt_library import TITLES, load_library, make_logger
 
@@ -30,6 +30,7 @@ _PERCENT = 100
 def build_engine(
     onnx: bytes,
     info: EngineInfo,
+    frame: FrameSpec | None = None,
     *,
     detailed: bool = False,
     timing_cache: Path | None = None,
@@ -41,6 +42,7 @@ def build_engine(
         onnx: the graph, a serialized ONNX model with a dynamic first dimension of its inputs
         info: the library to build with, the compute capability to build for (TensorRT builds for the GPU that is
             present), the largest batch, which is what the engine is tuned for, and all else that is to be true of it
+        frame: the frames that the graph takes, of whose largest the engine is tuned for; None if it takes images
         detailed: whether the engine is to tell everything of its layers
         timing_cache: file with the kernels' timings of earlier builds, which are not measured again, and to which those
             of this one are added; TensorRT-RTX measures nothing
@@ -70,7 +72,7 @@ def build_engine(
     config = builder.create_builder_config()
     _set_device(trt, builder, config, info)
     _set_flags(trt, config, info, detailed)
-    _set_profile(builder, network, config, info)
+    _set_profile(builder, network, config, info, frame)
     timings = _load_timings(config, info, timing_cache)
     monitor = None if progress is None else _monitor(trt, progress)
     if monitor is not None:
@@ -184,16 +186,32 @@ def _set_flags(trt: Any, config: tensorrt.IBuilderConfig, info: EngineInfo, deta
 
 
 def _set_profile(
-    builder: tensorrt.Builder, network: tensorrt.INetworkDefinition, config: tensorrt.IBuilderConfig, info: EngineInfo
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+    info: EngineInfo,
+    frame: FrameSpec | None,
 ) -> None:
     profile = builder.create_optimization_profile()
-    smallest = 1 if info.dla_core is None else info.max_batch  # the accelerator knows no dynamic dimensions
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
-        first, *rest = tuple(tensor.shape)
-        low, high = (smallest, info.max_batch) if first < 0 else (first, first)
-        profile.set_shape(tensor.name, (low, *rest), (high, *rest), (high, *rest))
+        shape = tuple(tensor.shape)
+        largest = _largest(tensor.name, shape, info.max_batch, frame)
+        # The accelerator knows no dynamic dimensions.
+        smallest = largest if info.dla_core is not None else tuple(1 if side < 0 else side for side in shape)
+        profile.set_shape(tensor.name, smallest, largest, largest)
     config.add_optimization_profile(profile)
+
+
+def _largest(name: str, shape: tuple[int, ...], max_batch: int, frame: FrameSpec | None) -> tuple[int, ...]:
+    """The largest shape of an input: its dynamic sides behind the batch are those of a frame."""
+    first, *rest = shape
+    sides: tuple[int, ...] = ()
+    if frame is not None:
+        h, w = frame.size
+        sides = {FRAME_INPUT: (h, w), ROWS_INPUT: (h,), COLUMNS_INPUT: (w,)}[name]
+    given = iter(sides)
+    return (max_batch if first < 0 else first, *(next(given) if side < 0 else side for side in rest))
 
 
 @dataclass

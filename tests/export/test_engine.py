@@ -19,7 +19,7 @@ from export.errors import EngineError, ExportError
 from export.pipeline import run_export
 from runtime.backends.cuda import device_count
 from runtime.backends.engine_cache import PairedFile
-from runtime.manifest import EngineInfo, read_manifest
+from runtime.manifest import EngineInfo, FrameSpec, read_manifest
 
 RTX = EngineInfo("tensorrt_rtx", "1.7.1", "8.6", 4)
 TRT = EngineInfo("tensorrt", "10.3.0", "8.7", 4)
@@ -90,7 +90,16 @@ class _BuilderFlag(enum.IntEnum):
 
 
 def fake_tensorrt(
-    version="10.3.0", flags=_Flag, parse_errors=(), plan=b"plan", log="", start=None, during=None, cores=0, levels=None
+    version="10.3.0",
+    flags=_Flag,
+    parse_errors=(),
+    plan=b"plan",
+    log="",
+    start=None,
+    during=None,
+    cores=0,
+    levels=None,
+    inputs=(("weights", (5, 7)), ("input", (-1, 3, 24, 20))),
 ):
     """A module with as much of TensorRT's interface as a build takes, which writes down what is asked of it."""
     trt = types.ModuleType("tensorrt")
@@ -171,9 +180,8 @@ def fake_tensorrt(
 
         def create_network(self, flags):
             trt.asked["flags"] = flags
-            image = types.SimpleNamespace(name="input", shape=(-1, 3, 24, 20))
-            weights = types.SimpleNamespace(name="weights", shape=(5, 7))
-            return types.SimpleNamespace(num_inputs=2, get_input=lambda i: (weights, image)[i])
+            tensors = [types.SimpleNamespace(name=name, shape=shape) for name, shape in inputs]
+            return types.SimpleNamespace(num_inputs=len(tensors), get_input=tensors.__getitem__)
 
         def create_builder_config(self):
             trt.asked["config"] = Config()
@@ -447,6 +455,31 @@ def test_the_accelerator_has_one_batch_and_the_gpu_for_what_it_has_not(install):
     assert (config.default_device_type.name, config.DLA_core, config.flags) == ("DLA", 1, {"GPU_FALLBACK"})
     assert trt.asked["shapes"] == ("input", (4, 3, 24, 20), (4, 3, 24, 20), (4, 3, 24, 20))
     assert engine_file("fp16", ask(dla_core=1)) == "model.fp16.tensorrt-10.3.0-sm87-dla1.engine"
+
+
+FRAME_INPUTS = (("frame", (-1, -1, -1, 3)), ("rows", (-1, 24, -1)), ("columns", (-1, -1, 20)))
+
+
+def test_frames_of_any_size_are_tuned_for_the_largest(install):
+    trt = install(fake_tensorrt(inputs=FRAME_INPUTS))
+    build_engine(b"graph", ask(), FrameSpec("rgb", (60, 80), False))
+    assert trt.asked["all_shapes"] == [
+        ("frame", (1, 1, 1, 3), (4, 60, 80, 3), (4, 60, 80, 3)),
+        ("rows", (1, 24, 1), (4, 24, 60), (4, 24, 60)),
+        ("columns", (1, 1, 20), (4, 80, 20), (4, 80, 20)),
+    ]
+
+
+def test_frames_of_one_size_have_a_dynamic_batch_alone(install):
+    trt = install(fake_tensorrt(inputs=(("frame", (-1, 60, 80, 3)),)))
+    build_engine(b"graph", ask(), FrameSpec("rgb", (60, 80), True))
+    assert trt.asked["all_shapes"] == [("frame", (1, 60, 80, 3), (4, 60, 80, 3), (4, 60, 80, 3))]
+
+
+def test_the_accelerator_has_one_size_of_frames(install):
+    trt = install(fake_tensorrt(inputs=FRAME_INPUTS, cores=1))
+    build_engine(b"graph", ask(dla_core=0), FrameSpec("rgb", (60, 80), False))
+    assert all(smallest == largest for _, smallest, _, largest in trt.asked["all_shapes"])
 
 
 @pytest.mark.parametrize(("cores", "have"), [(0, "none"), (2, "cores 0 to 1")])

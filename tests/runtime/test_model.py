@@ -188,11 +188,11 @@ class TestChoosing:
     def test_a_gpu_that_does_not_open_the_network_is_passed_over(self, bundle, monkeypatch):
         tried = []
 
-        def refuse(file, name, threads, device, precision):
+        def refuse(file, name, threads, device, precision, **options):
             tried.append((name, precision))
             if name.startswith("onnxruntime-"):
                 raise BackendError("no")
-            return backends.open_session(file, name, threads, device, precision)
+            return backends.open_session(file, name, threads, device, precision, **options)
 
         monkeypatch.setattr(model, "available_backends", lambda: ("onnxruntime-tensorrt", "onnxruntime"))
         monkeypatch.setattr(model, "open_session", refuse)

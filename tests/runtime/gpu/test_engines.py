@@ -15,7 +15,7 @@ from runtime.backends import available_backends, open_session, unavailable
 from runtime.backends.engine_options import EngineOptions
 from runtime.bench import _combinations
 from runtime.engines import engine_problem, read_artefact
-from runtime.manifest import Artefact, EngineInfo, read_manifest
+from runtime.manifest import Artefact, EngineInfo, FrameSpec, Preprocessing, frame_inputs, read_manifest
 
 SHAPES = {
     "inputs": (("input", "FLOAT", (1, 3, 16, 16), (4, 3, 16, 16)),),
@@ -275,7 +275,8 @@ def builder(monkeypatch, tiny_plan):
     """Builds engines of the stand-in, and remembers what it was asked for."""
     asked = []
 
-    def build(onnx, info, timing_cache=None):
+    def build(onnx, info, frame=None, timing_cache=None):
+        assert frame is None
         asked.append((onnx, info, timing_cache))
         return tiny_plan(version=info.version, capability=info.compute_capability, stripped=info.stripped)
 
@@ -354,6 +355,45 @@ class TestRebuilding:
         with pytest.raises(BundleError, match="was changed"):
             runtime.load(folder, rebuild=True)
         assert builder == []
+
+    def test_a_network_that_takes_frames(self, install, make_bundle, network, fakes, make_plan, tmp_path, monkeypatch):
+        """It is tuned for the largest of them, and what it is fed is cut into batches that the engine takes."""
+        fed = []
+
+        def corners(feeds):
+            fed.append({name: array.shape for name, array in feeds.items()})
+            return {"logits": feeds["frame"].reshape(len(feeds["frame"]), -1)[:, :4].astype(np.float32)}
+
+        fakes[1].network(corners)
+        plan = make_plan(
+            "corners",
+            inputs=(
+                ("frame", "UINT8", (1, 1, 1, 3), (2, 60, 80, 3)),
+                ("rows", "FLOAT", (1, 16, 1), (2, 16, 60)),
+                ("columns", "FLOAT", (1, 1, 16), (2, 80, 16)),
+            ),
+            outputs=(("logits", "FLOAT", (-1, 4)),),
+        )
+        asked = []
+
+        def build(onnx, info, frame=None, timing_cache=None):
+            asked.append(frame)
+            return plan
+
+        monkeypatch.setattr(engines, "build_engine", build)
+        install()
+        frame = FrameSpec("rgb", (60, 80), False)
+        inputs = frame_inputs(frame, Preprocessing((16, 16), (0, 0, 0), (1, 1, 1)))
+        folder = make_bundle(tmp_path / "bundle", {"fp32": network()}, frame=frame, inputs=inputs)
+        manifest = read_manifest(folder)
+        old = Artefact("0.engine", "engine", "fp32", 1, "0" * 64, engine=info("10.2.0", max_batch=2))
+        (folder / "manifest.json").write_text(replace(manifest, artefacts=(*manifest.artefacts, old)).to_json())
+        frames = [np.full((h, w, 3), h, np.uint8) for h, w in ((60, 80), (16, 16), (20, 30))]
+        with runtime.load(folder, rebuild=True) as model:
+            assert model.backend == "tensorrt"
+            np.testing.assert_array_equal(model.run(frames)["logits"][:, 0], [60, 16, 20])
+        assert asked == [frame]
+        assert [shapes["frame"] for shapes in fed] == [(2, 60, 80, 3), (2, 60, 80, 3)]  # filled up
 
     def test_on_another_device(self, install, engine_bundle, builder):
         install(devices=2)
