@@ -157,7 +157,8 @@ def _triangle(x: _Float64) -> _Float64:
 
 def _hamming(x: _Float64) -> _Float64:
     x = np.abs(x)
-    return np.where(x < 1.0, _sinc(x) * (0.54 + 0.46 * np.cos(math.pi * x)), 0.0)
+    raised, share = (float(np.float32(value)) for value in (0.54, 0.46))  # Pillow has these two in single precision
+    return np.where(x < 1.0, _sinc(x) * (raised + share * np.cos(math.pi * x)), 0.0)
 
 
 def _cubic(x: _Float64) -> _Float64:

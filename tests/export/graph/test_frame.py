@@ -118,6 +118,7 @@ def test_some_of_the_sizes_are_those_that_pillow_takes_the_other_way():
 )
 @example(3000, 40, "squish", "bicubic", True)  # more pixels to a sum than low parts of weights surely have room for
 @example(40, 4000, "squish", "lanczos", True)
+@example(185, 185, "constant", "hamming", True)  # two pixels tell that Pillow's constants are of single precision
 def test_any_size_and_filter(any_size_session, height, width, mode, interpolation, extreme):
     image = noise(height, width, height * 201 + width)
     if extreme:  # black and white: bicubic overshoots on both sides, and is clipped
