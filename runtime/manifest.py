@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 import stat
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from .errors import BundleError
+from .json_reader import JsonReader, kind_of, shortened
 from .post_processing import PostProcessing, parse_post_processing
 
 SCHEMA_VERSION = 1
@@ -40,10 +40,8 @@ DTYPES = ("float32", "float16", "uint8", "int32", "int64", "float64", "int8", "b
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
 _MAX_PIXELS_A_SIDE = 2**15
-_MAX_NUMBER = 1e30  # far inside float32, which numbers of the preprocessing become
 _MIN_STD = 1e-12
 _HEX = re.compile(r"[0-9a-f]{64}")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -358,22 +356,16 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-class _Parser:
+class _Parser(JsonReader):
     """Turns decoded JSON into a :class:`Manifest`, naming the place of whatever is wrong."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def fail(self, place: str, message: str) -> BundleError:
-        return BundleError(f"{self.where}: {place} {message}")
 
     def manifest(self, data: Any) -> Manifest:
         if not isinstance(data, dict):
-            raise self.fail("the top level", f"is {_kind(data)}, expected an object")
+            raise self.fail("the top level", f"is {kind_of(data)}, expected an object")
         version = data.get("schema_version")
         if not isinstance(version, int) or isinstance(version, bool) or version != SCHEMA_VERSION:
             raise BundleError(
-                f"{self.where} has schema version {_short(version)}, this release reads version {SCHEMA_VERSION}: "
+                f"{self.where} has schema version {shortened(version)}, this release reads version {SCHEMA_VERSION}: "
                 "update holocron-edge, or export the model again with this one"
             )
         data = {k: v for k, v in data.items() if k != "schema_version"}
@@ -398,57 +390,6 @@ class _Parser:
         if len(set(files)) != len(files):
             raise self.fail("artefacts", "name the same file twice")
         return result
-
-    def keys(self, data: Mapping[str, Any], of: Any, place: str) -> None:
-        known = {f.name for f in fields(of)}
-        needed = {f.name for f in fields(of) if not _has_default(f)}
-        unknown, missing = sorted(set(data) - known), sorted(needed - set(data))
-        if unknown:
-            raise self.fail(place, f"has the unknown key {_short(unknown[0])}")
-        if missing:
-            raise self.fail(place, f"lacks the key {missing[0]!r}")
-
-    def mapping(self, value: Any, place: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self.fail(place, f"is {_kind(value)}, expected an object")
-        return value
-
-    def sequence(self, value: Any, place: str, item: Callable[[Any, str], _T]) -> tuple[_T, ...]:
-        if not isinstance(value, list):
-            raise self.fail(place, f"is {_kind(value)}, expected a list")
-        return tuple(item(v, f"{place}[{i}]") for i, v in enumerate(value))
-
-    def text(self, value: Any, place: str) -> str:
-        if not isinstance(value, str):
-            raise self.fail(place, f"is {_kind(value)}, expected a string")
-        if any("\ud800" <= c <= "\udfff" for c in value):
-            raise self.fail(place, f"is {_short(value)}, which is not Unicode text")
-        return value
-
-    def choice(self, value: Any, place: str, choices: tuple[str, ...]) -> str:
-        if value not in choices or not isinstance(value, str):
-            raise self.fail(place, f"is {_short(value)}, expected one of {', '.join(choices)}")
-        return value
-
-    def integer(self, value: Any, place: str, lowest: int, highest: int) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-            raise self.fail(place, f"is {_short(value)}, expected an integer from {lowest} to {highest}")
-        return value
-
-    def optional_integer(self, data: Mapping[str, Any], key: str, place: str, lowest: int, highest: int) -> int | None:
-        value = data.get(key)
-        return None if value is None else self.integer(value, f"{place}.{key}", lowest, highest)
-
-    def boolean(self, value: Any, place: str) -> bool:
-        if not isinstance(value, bool):
-            raise self.fail(place, f"is {_short(value)}, expected true or false")
-        return value
-
-    def number(self, value: Any, place: str) -> float:
-        # Compared, not converted: math.isfinite overflows on an integer of 400 digits.
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= _MAX_NUMBER:
-            raise self.fail(place, f"is {_short(value)}, expected a finite number")
-        return float(value)
 
     def tensor(self, value: Any, place: str) -> TensorSpec:
         data = self.mapping(value, place)
@@ -487,10 +428,8 @@ class _Parser:
         size = self.sequence(data["size"], f"{place}.size", lambda v, p: self.integer(v, p, 1, _MAX_PIXELS_A_SIDE))
         if len(size) != 2:
             raise self.fail(f"{place}.size", "needs 2 values")
-        if not isinstance(data["fixed"], bool):
-            raise self.fail(f"{place}.fixed", f"is {_short(data['fixed'])}, expected true or false")
         channels = self.choice(data["channels"], f"{place}.channels", CHANNEL_ORDERS)
-        return FrameSpec(channels, (size[0], size[1]), data["fixed"])
+        return FrameSpec(channels, (size[0], size[1]), self.boolean(data["fixed"], f"{place}.fixed"))
 
     def artefact(self, value: Any, place: str) -> Artefact:
         data = self.mapping(value, place)
@@ -499,11 +438,11 @@ class _Parser:
         scheme = data.get("scheme")
         if (scheme is not None) != (precision == "int8"):
             raise self.fail(
-                f"{place}.scheme", f"is {_short(scheme)} with precision {precision}: int8 has one, others none"
+                f"{place}.scheme", f"is {shortened(scheme)} with precision {precision}: int8 has one, others none"
             )
         digest = self.text(data["sha256"], f"{place}.sha256")
         if not _HEX.fullmatch(digest):
-            raise self.fail(f"{place}.sha256", f"is {_short(digest)}, expected 64 lower-case hexadecimal digits")
+            raise self.fail(f"{place}.sha256", f"is {shortened(digest)}, expected 64 lower-case hexadecimal digits")
         engine, verification = data.get("engine"), data.get("verification")
         kind = self.choice(data["kind"], f"{place}.kind", KINDS)
         if (engine is not None) != (kind == "engine"):
@@ -524,7 +463,7 @@ class _Parser:
         path = PurePosixPath(text)
         inside = text and not path.is_absolute() and ".." not in path.parts and "\\" not in text and "\0" not in text
         if not inside or ":" in text or path == PurePosixPath("."):
-            raise self.fail(place, f"is {_short(text)}, expected a relative path inside the bundle")
+            raise self.fail(place, f"is {shortened(text)}, expected a relative path inside the bundle")
         return text
 
     def engine(self, value: Any, place: str) -> EngineInfo:
@@ -561,18 +500,3 @@ class _Parser:
             backend=self.text(data.get("backend", "onnxruntime"), f"{place}.backend"),
             **optional,
         )
-
-
-def _has_default(f: Any) -> bool:
-    from dataclasses import MISSING
-
-    return f.default is not MISSING or f.default_factory is not MISSING
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value)  # an error stays one line, whatever a hostile manifest holds
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -26,7 +26,8 @@ from .backends.base import Array, Session, closed_error
 from .errors import BackendError, BundleError, ImageError
 from .feeds import make_feeder
 from .images import ImageSource
-from .manifest import METADATA_KEY, VARIANT_KEY, Artefact, Manifest, TensorSpec, artefact_path, read_manifest
+from .manifest import METADATA_KEY, VARIANT_KEY, Artefact, Manifest, artefact_path, read_manifest
+from .network_check import check_network
 from .onnx_metadata import read_metadata
 from .preprocess import Preprocessor
 from .tasks import Result, task_behaviour
@@ -77,7 +78,7 @@ class Model:
         self._preprocessor = Preprocessor(manifest.preprocessing, fast_decode)
         self._feeder = make_feeder(manifest, self._preprocessor)
         self._behaviour = task_behaviour(manifest)
-        self._fixed_batch = _check_network(manifest, session)
+        self._fixed_batch = check_network(manifest, session)
         # What an engine takes at once ends somewhere, what an ONNX file takes does not.
         self._largest_batch = artefact.engine.max_batch if artefact is not None and artefact.engine else None
         self._chunk = _chunk(manifest)
@@ -450,72 +451,3 @@ def _chunk(manifest: Manifest) -> int:
     if manifest.frame is not None:
         values += 3 * math.prod(manifest.frame.size)
     return max(1, min(_CHUNK, _CHUNK_VALUES // values))
-
-
-def _check_network(manifest: Manifest, session: Session) -> int | None:
-    """Check that the network is the one that the manifest describes; return its batch if that is fixed."""
-    if manifest.frame is None:
-        _check_image_input(manifest, session)
-    else:
-        _check_frame_inputs(manifest, session)
-    outputs = {spec.name: spec for spec in session.outputs}
-    if len(outputs) != len(manifest.outputs) or not all(spec.name in outputs for spec in manifest.outputs):
-        raise BundleError(
-            f"{manifest.name}: the manifest says the outputs {_names(manifest.outputs)}, the network has "
-            f"{_names(session.outputs)}; export the model again"
-        )
-    for spec in manifest.outputs:
-        _check_tensor(manifest, spec, outputs[spec.name])
-        if not _fits(spec.shape[1:], outputs[spec.name].shape[1:]):
-            raise BundleError(
-                f"{manifest.name}: the manifest says {spec.name!r} of {spec.shape}, the network has "
-                f"{outputs[spec.name].shape}; export the model again"
-            )
-    batch = session.inputs[0].shape[0]
-    return batch if isinstance(batch, int) else None
-
-
-def _check_image_input(manifest: Manifest, session: Session) -> None:
-    if len(manifest.inputs) != 1 or len(session.inputs) != 1:
-        raise BundleError(f"{manifest.name}: a network of images has one input; export the model again")
-    _check_tensor(manifest, manifest.inputs[0], session.inputs[0])
-    shape, fed = session.inputs[0].shape, (3, *manifest.preprocessing.size)
-    if len(shape) != 4 or not _fits(fed, shape[1:]):
-        raise BundleError(
-            f"{manifest.name}: the network takes {shape}, preprocessing gives {fed}; export the model again"
-        )
-
-
-def _check_frame_inputs(manifest: Manifest, session: Session) -> None:
-    found = {spec.name: spec for spec in session.inputs}
-    for spec in manifest.inputs:
-        if spec.name not in found or len(found) != len(manifest.inputs):
-            raise BundleError(
-                f"{manifest.name}: the manifest says the inputs {_names(manifest.inputs)}, the network has "
-                f"{_names(session.inputs)}; export the model again"
-            )
-        _check_tensor(manifest, spec, found[spec.name])
-        if not _fits(spec.shape[1:], found[spec.name].shape[1:]):
-            raise BundleError(
-                f"{manifest.name}: the manifest says {spec.name!r} of {spec.shape}, the network has "
-                f"{found[spec.name].shape}; export the model again"
-            )
-
-
-def _names(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(repr(spec.name) for spec in specs)
-
-
-def _check_tensor(manifest: Manifest, said: TensorSpec, found: TensorSpec) -> None:
-    if (said.name, said.dtype) != (found.name, found.dtype):
-        raise BundleError(
-            f"{manifest.name}: the manifest says {said.name!r} of {said.dtype}, the network has {found.name!r} of "
-            f"{found.dtype}; export the model again"
-        )
-
-
-def _fits(said: Sequence[int | str], found: Sequence[int | str]) -> bool:
-    """Whether two shapes can be of one tensor: of equal length, and equal wherever both are numbers."""
-    return len(said) == len(found) and all(
-        not isinstance(a, int) or not isinstance(b, int) or a == b for a, b in zip(said, found, strict=True)
-    )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import BundleError
+from .json_reader import JsonReader
 
 if TYPE_CHECKING:
     from .manifest import TensorSpec
@@ -119,7 +120,7 @@ class PostProcessing:
         return probabilities[:1] == (classes,) and len(shapes.get("class_map", (1, 1))) == 2
 
 
-def parse_post_processing(parser: Any, value: Any, place: str) -> PostProcessing | None:
+def parse_post_processing(parser: JsonReader, value: Any, place: str) -> PostProcessing | None:
     """Read the entry of a manifest.
 
     Args:
@@ -147,9 +148,7 @@ def parse_post_processing(parser: Any, value: Any, place: str) -> PostProcessing
         if given is not None:
             is_number = key.endswith("threshold")
             numbers[key] = parser.number(given, at) if is_number else parser.integer(given, at, 1, _LARGEST_COUNT)
-    with_probabilities = data.get("with_probabilities", False)
-    if not isinstance(with_probabilities, bool):
-        raise parser.fail(f"{place}.with_probabilities", "is neither true nor false")
+    with_probabilities = parser.boolean(data.get("with_probabilities", False), f"{place}.with_probabilities")
     coordinates = parser.choice(data.get("coordinates", "network"), f"{place}.coordinates", COORDINATES)
     return PostProcessing(kind, coordinates, with_probabilities=with_probabilities, **numbers)
 

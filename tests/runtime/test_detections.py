@@ -275,7 +275,7 @@ class TestManifest:
             ({"score_threshold": "high"}, "score_threshold is 'high', expected a finite number"),
             ({"steps": 0}, "steps is 0, expected an integer from 1"),
             ({"top_k": 3}, "top_k is given, which detections does not have"),
-            ({"with_probabilities": 1}, "with_probabilities is neither true nor false"),
+            ({"with_probabilities": 1}, "with_probabilities is 1, expected true or false"),
             ({"colour": "red"}, "has the unknown key 'colour'"),
         ],
     )
