@@ -267,7 +267,7 @@ def _calibration(
 ) -> CalibrationCache:
     """The calibration, from the bundle's cache as far as that is of the same model, images and settings."""
     from .onnx_graph import graph_digest
-    from .quantize.exempt import exempt_layers
+    from .quantize.exempt import RULES
     from .quantize.optimize import calibrate_scheme, observe_network
 
     preprocessing, settings = base.manifest.preprocessing, spec.calibration
@@ -277,9 +277,11 @@ def _calibration(
     if found is not None and all(scheme in found.schemes for scheme in schemes):
         with progress.stage(f"reading the calibration on {found.image_count} images from {path}"):
             # What the last export kept float besides, it was asked to.
-            return replace(
-                found, schemes={s: replace(c, kept_float=exempt_layers(graph, s)) for s, c in found.schemes.items()}
-            )
+            by_rule = {
+                scheme: replace(c, kept_float={n: why for n, why in c.kept_float.items() if why in RULES})
+                for scheme, c in found.schemes.items()
+            }
+            return replace(found, schemes=by_rule)
     known: dict[str, SchemeCalibration] = {}
     with progress.stage(f"running {len(images)} images through the float network"):
         observed = observe_network(graph, images, preprocessing, settings, progress.update)

@@ -39,7 +39,8 @@ _HOMOGENEOUS = (
     "GlobalMaxPool",
 )
 """Operators that commute with a positive factor of a channel."""
-_LARGEST_FACTOR = 2.0**20
+_LARGEST_FACTOR = 2.0**10
+"""A channel that would need more is too small to matter, and float16 is to hold what is scaled."""
 _STEPS = 120
 _RATE = 0.1
 _BLUNT, _SHARP = 8.0, 256.0
@@ -49,7 +50,7 @@ _WORTHWHILE = 0.97
 """Factors are kept only where they lower the expected error by more than the estimate's own noise."""
 _CLIPPED = 16.0
 """How much worse an error of clipping is than one of rounding: it has the same sign at all places of an image."""
-_COMPENSATED = 0.3
+_COMPENSATED = 0.1
 """Share of the error of rounding weights to the nearest that is left when rounding minimizes the output's error, and is
 told by many images what inputs have in common. With fewer inputs seen than a layer has weights nothing is gained."""
 

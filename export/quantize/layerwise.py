@@ -205,7 +205,9 @@ class LayerQuantizer:
                 )
                 flows.append({**run, **{f"raw:{n}": v for n, v in captured.items()}})
             for name in watch:
-                exact, ours = flows[0].pop(f"raw:{name}"), flows[1].pop(f"raw:{name}")
+                exact, ours = (flow.pop(f"raw:{name}", None) for flow in flows)
+                if exact is None or ours is None:
+                    continue  # nobody reads it
                 signal += float(exact.square().sum())
                 noise += float((exact - ours).square().sum())
             if layer is not None and layer.node.output[0] not in self._done:
@@ -270,8 +272,8 @@ class LayerQuantizer:
     def _solve(self, layer: WeightedLayer, statistics: _Statistics) -> None:
         name = layer.node.output[0]
         weight = self.network.constants[layer.weight]
-        bias = None if layer.bias is None else self.network.constants[layer.bias]
         scale = self.scales[name]
+        bias = None if layer.bias is None else self.network.constants[layer.bias].reshape(-1).expand(scale.shape)
         grouped = to_groups(layer, weight)
         by_group = scale.reshape(grouped.shape[0], -1)
         nearest = round_to_nearest(grouped, by_group)

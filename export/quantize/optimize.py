@@ -29,7 +29,7 @@ from ..float16 import to_float16
 from ..onnx_graph import GraphIndex, add_outputs
 from .centre import centre, centred_tensors, drop_needless_clips, tensor_params
 from .equalize import apply_factors, channel_classes, choose_factors, known_factors
-from .exempt import exempt, exempt_layers, reveal
+from .exempt import exempt, exempt_layers, noisy_layers, reveal
 from .fake import FakeQuantizer
 from .layers import WeightedLayer, quantized_tensors, range_sources, tensors_to_observe, weighted_layers
 from .layerwise import LayerOutcome, LayerQuantizer, QuantizedLayer
@@ -276,8 +276,12 @@ def calibrate_scheme(
     ranges, choices = choose_ranges(
         Network(model), _tensors(few), samples, scheme, settings.seed, fixed, settings.method, wide
     )
-    chosen = {name: choice.method for name, choice in choices.items()}
-    return SchemeCalibration(ranges, chosen, factors, kept_float)
+    noise = {name: choice.errors[choice.method] for name, choice in choices.items() if choice.errors}
+    kept_float |= noisy_layers(exempt(model, kept_float), noise, scheme)
+    # Some are not rounded then.
+    needed = list(dict.fromkeys(_rounded_tensors(exempt(model, kept_float), scheme)[0].values()))
+    chosen = {name: choices[name].method for name in needed}
+    return SchemeCalibration({name: ranges[name] for name in needed}, chosen, factors, kept_float)
 
 
 def quantize_scheme(
@@ -441,8 +445,8 @@ def _scaled(samples: Mapping[str, ChannelSamples], factors: Mapping[str, Tensor]
 def _weight_params(
     network: Network, layer: WeightedLayer, params: Mapping[str, QuantParams], scheme: str, per_tensor: bool
 ) -> QuantParams:
-    bias = None if layer.bias is None else network.constants[layer.bias].numpy()
     weight = network.constants[layer.weight].numpy()
+    bias = None if layer.bias is None else network.constants[layer.bias].reshape(-1).numpy()
     return weight_params(layer, weight, bias, params[layer.data], scheme, per_tensor)
 
 

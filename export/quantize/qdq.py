@@ -32,8 +32,9 @@ FloatArray = NDArray[np.float32]
 
 _LARGEST_BIAS = 2.0**30
 """Integer biases stay below this, which leaves the int32 accumulator as much room for the products."""
-_LARGEST_HALF_BIAS = 2.0**15
+_LARGEST_HALF_BIAS = 60000.0
 """Steps of a layer's sums that a bias of `trt` may be, which float16 holds: ONNX Runtime rounds it in that type."""
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 _SMALLEST_HALF = float(np.finfo(np.float16).smallest_subnormal)
 
 
@@ -218,7 +219,9 @@ class _Inserter:
     def _quantize_constants(self, layer: WeightedLayer) -> None:
         """Replace a layer's weights, and its bias under `cpu`, by integers behind a DequantizeLinear."""
         weight = self._float_constant(layer.weight)
-        bias = None if layer.bias is None else self._float_constant(layer.bias)
+        bias = None
+        if layer.bias is not None:  # of a Gemm it may be of any shape that spreads over the outputs
+            bias = np.broadcast_to(self._float_constant(layer.bias).reshape(-1), weight.shape[layer.axis])
         data = self.params[layer.data]
         rounded = self.rounded.get(layer.node.output[0])
         if rounded is None:
@@ -278,6 +281,10 @@ class _Inserter:
 def _half_up(scale: np.float32 | FloatArray) -> FloatArray:
     """The smallest float16 value that is no less than a scale: rounding down would clip the largest value."""
     values = np.asarray(scale, np.float32)
+    if values.size and float(values.max()) > _LARGEST_HALF:
+        raise QuantizationError(
+            f"a scale of {float(values.max()):g} is beyond float16, which ends at {_LARGEST_HALF:g}: check the ranges"
+        )
     half = np.maximum(values, _SMALLEST_HALF).astype(np.float16)
     short = half.astype(np.float32) < values
     return np.where(short, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)

@@ -3,7 +3,7 @@
 from holocron.trainer.classification import BinaryClassificationTrainer, ClassificationTrainer
 from holocron.trainer.core import Trainer
 from holocron.trainer.detection import DetectionTrainer
-from holocron.trainer.quantization import DistillationLoss, QuantizationTrainer, UnlabelledDataset
+from holocron.trainer.quantization import DistillationLoss, QuantizationTrainer, UnlabelledDataset, VariedDataset
 from holocron.trainer.segmentation import SegmentationTrainer
 from holocron.trainer.utils import freeze_bn, freeze_model
 
@@ -16,6 +16,7 @@ __all__ = [
     "SegmentationTrainer",
     "Trainer",
     "UnlabelledDataset",
+    "VariedDataset",
     "freeze_bn",
     "freeze_model",
 ]

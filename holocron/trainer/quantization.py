@@ -18,7 +18,7 @@ from holocron.trainer.core import Target
 from holocron.trainer.updates import autocast
 from holocron.trainer.utils import mean_loss
 
-__all__ = ["DistillationLoss", "QuantizationTrainer", "UnlabelledDataset"]
+__all__ = ["DistillationLoss", "QuantizationTrainer", "UnlabelledDataset", "VariedDataset"]
 
 
 class DistillationLoss(nn.Module):
@@ -68,6 +68,52 @@ class UnlabelledDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], -1
+
+
+class VariedDataset(Dataset[Tensor]):
+    """Variants of a few images, for a teacher to answer: flipped, shifted and mixed, anew each time one is read.
+
+    Half of the images are mirrored, each is moved by up to an eighth of its size (what is moved in is its reflection),
+    and half are mixed with another one, which keeps the larger part (`mixup <https://arxiv.org/abs/1710.09412>`_, with
+    the teacher's answer in place of mixed labels). The draws are those of torch's global generator.
+
+    Args:
+        images: a dataset of image tensors (C, H, W) of one size
+        variants: how often each image is read in an epoch, in another variant each time
+
+    Raises:
+        ValueError: if `variants` is not a positive integer
+    """
+
+    def __init__(self, images: Dataset[Tensor], variants: int = 1) -> None:
+        if not isinstance(variants, int) or variants < 1:
+            raise ValueError(f"variants is expected to be a positive number for each image, got {variants!r}")
+        self.images = images
+        self.variants = variants
+
+    def __len__(self) -> int:
+        return self.variants * len(cast(Sized, self.images))
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} variants, there is no number {index}")
+        count = len(cast(Sized, self.images))
+        image = _moved(self.images[index % count])
+        if torch.rand(()) < 0.5:
+            other = _moved(self.images[int(torch.randint(count, ()))])
+            image = torch.lerp(image, other, 0.5 * torch.rand(()).item())
+        return image
+
+
+def _moved(image: Tensor) -> Tensor:
+    """An image, mirrored or not, and shifted."""
+    if torch.rand(()) < 0.5:
+        image = image.flip(-1)
+    height, width = image.shape[-2:]
+    down, right = height // 8, width // 8
+    padded = F.pad(image[None], (right, right, down, down), mode="reflect")[0]
+    top, left = int(torch.randint(2 * down + 1, ())), int(torch.randint(2 * right + 1, ()))
+    return padded[..., top : top + height, left : left + width]
 
 
 class QuantizationTrainer(ClassificationTrainer):

@@ -15,6 +15,7 @@ from export.gate import check_tensorrt10
 from export.quantize.learned import LearnedRanges, insert_learned, quantize_learned, read_ranges
 from export.trace import trace
 from holocron import models
+from holocron.models.classification.repvgg import RepVGG
 from holocron.nn.quantization import (
     ActivationQuantizer,
     QuantizedConv2d,
@@ -179,6 +180,34 @@ def test_integers_and_scales_are_equal_bit_by_bit(name, scheme, per_channel):
     }
     quantizers = [m for m in qat.modules() if isinstance(m, ActivationQuantizer)]
     assert seen == {tuple(value.item() for value in quantizer.params()) for quantizer in quantizers}
+
+
+def test_a_reparameterized_network_exports_what_it_was_trained_as(ort_run):
+    """Branches fused, ranges equalized, one scale a tensor: the same integers, and the same class for every image."""
+    torch.manual_seed(4)
+    model = RepVGG([1, 2, 1], [8, 16, 24], num_classes=5).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 2)
+                module.running_mean.normal_(0, 0.1)
+        logits = model(images(64, seed=6))
+        model.head.weight.div_(logits.std(0).view(-1, 1))  # so that classes differ
+        model.head.bias.copy_(-logits.mean(0) / logits.std(0))
+    qat = train(prepare_qat(model, images(8), per_channel=False))
+    quantized = insert_learned(trace(convert(qat), SIZE), read_ranges(learned_ranges(qat)))
+    stored = initializers(quantized)
+    for name, layer in qat.named_modules():
+        if isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
+            codes = layer.weight_quantizer(layer.weight) / layer.weight_quantizer.scale()
+            np.testing.assert_array_equal(stored[f"{name}.weight_quantized"], codes.detach().round().numpy())
+    x = images(64, seed=6)
+    with torch.no_grad():
+        expected = qat(x).numpy()
+    found = ort_run(quantized, {"input": x.numpy()}, optimize=False)["logits"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert len(set(expected.argmax(1))) > 1
+    np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
 
 
 def test_the_whole_graph_for_tensorrt_differs_by_what_float16_rounds(ort_run):

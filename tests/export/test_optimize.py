@@ -305,6 +305,36 @@ def test_weights_that_layers_share(scheme, crops):
     assert decibels(result.model, model, crops[1]) > 20
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_bias_of_a_row_is_a_bias(scheme, crops):
+    def reshape(arrays):
+        arrays["b5"] = arrays["b5"].reshape(1, -1)
+
+    model = build(change=reshape)
+    assert decibels(optimized(model, crops[0], scheme).model, model, crops[1]) > 20
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_layer_that_nobody_reads_is_no_harm(scheme, crops):
+    model = build([*NODES, node("Conv", ["rs", "w4", "b4"], ["unused"])])
+    assert decibels(optimized(model, crops[0], scheme).model, model, crops[1]) > 20
+
+
+@pytest.mark.parametrize("name", ["w1", "b1", "w5"])
+def test_weights_that_are_not_finite_are_named(name, crops):
+    def spoil(arrays):
+        arrays[name].flat[0] = np.nan
+
+    with pytest.raises(QuantizationError, match=f"{name} holds NaN or infinity"):
+        optimized(build(change=spoil), crops[0], "cpu")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_channel_of_zeros_keeps_its_bias(scheme, crops):
+    model = build(change=zeros("w1"))
+    assert decibels(optimized(model, crops[0], scheme).model, model, crops[1]) > 20
+
+
 @pytest.mark.parametrize(("operator", "scheme"), [("Selu", "cpu"), ("CumSum", "trt")])
 def test_an_operator_that_is_not_supported_stays_float(operator, scheme, crops, op_counts):
     """Gradients end there: ranges go by their own errors, and the layers are rounded nonetheless."""

@@ -1,5 +1,6 @@
 """Fake quantization of a network in exactly the scheme that it is exported in, for quantization-aware training."""
 
+from .compensation import compensate
 from .equalization import equalize
 from .fake_quantize import ActivationQuantizer, WeightQuantizer, fake_quantize
 from .layers import QuantizedConv2d, QuantizedLinear
@@ -10,6 +11,7 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedLinear",
     "WeightQuantizer",
+    "compensate",
     "convert",
     "equalize",
     "fake_quantize",

@@ -40,7 +40,7 @@ def prepare_qat(
     calibration: Tensor | Iterable[Tensor],
     scheme: str = "trt",
     per_channel: bool = True,
-    equalize: bool = False,
+    equalize: bool | None = None,
 ) -> fx.GraphModule:
     """Make a copy of a network that computes with fake quantization, in exactly the scheme that is exported.
 
@@ -55,8 +55,10 @@ def prepare_qat(
         calibration: images to choose the first ranges on: a batch, or an iterable of batches
         scheme: `"trt"` or `"cpu"`
         per_channel: whether each output channel of the weights has a scale, or the whole tensor one
-        equalize: move scale between layers first, where it is exact (:func:`~holocron.nn.quantization.equalize`);
-            networks whose channels differ in range need it where `per_channel` is off
+        equalize: move scale between layers first, where it is exact (:func:`~holocron.nn.quantization.equalize`). By
+            default where `per_channel` is off: one scale then has to serve all channels, and the layers of a chain get
+            weights of one range, which one learning rate suits. Scales of their own make up for unequal channels by
+            themselves, and lose more to the activations that change than they gain.
 
     Returns:
         the network with fake quantization; :func:`learned_ranges` and :func:`convert` give what is exported
@@ -67,6 +69,8 @@ def prepare_qat(
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme is expected to be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    if equalize is None:
+        equalize = not per_channel
     batches = [calibration] if isinstance(calibration, Tensor) else calibration
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     network: fx.GraphModule | None = None

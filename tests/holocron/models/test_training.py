@@ -37,7 +37,7 @@ SPECIAL = {
     # Without normalization a larger step kills its ReLUs.
     "darknet24": Recipe(32, lr=1e-4),
     # Its fully connected layers fix the size, and are unnormalized too.
-    "yolov1": Recipe(448, lr=1e-4, steps=40),
+    "yolov1": Recipe(448, lr=1e-4, steps=120),
     # DropBlock takes parts of the objects away, another one in each step.
     "yolov4": Recipe(96, steps=80),
 }

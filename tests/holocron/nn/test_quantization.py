@@ -422,6 +422,19 @@ def test_equalization_changes_no_answer_and_undoes_a_rescaling():
     assert error(True) < 0.5 * error(False)
 
 
+def test_one_scale_for_all_channels_is_equalized_by_default():
+    torch.manual_seed(0)
+    model = Chain().eval()
+
+    def weights(*args, **kwargs):
+        return convert(prepare_qat(model, images(8), "trt", *args, **kwargs)).state_dict()
+
+    torch.testing.assert_close(weights(False), weights(False, equalize=True), rtol=0, atol=0)
+    torch.testing.assert_close(weights(True), weights(True, equalize=False), rtol=0, atol=0)
+    assert not torch.equal(weights(False)["head.weight"], weights(True)["head.weight"])
+    torch.testing.assert_close(weights(False, equalize=False)["head.weight"], model.head.weight, rtol=0, atol=0)
+
+
 def test_equalization_stops_at_what_is_not_homogeneous():
     """A layer before a sigmoid, a clipped activation or the output cannot be rescaled."""
     torch.manual_seed(0)

@@ -10,7 +10,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from holocron.nn.quantization import convert, learned_ranges, prepare_qat
-from holocron.trainer import ClassificationTrainer, DistillationLoss, QuantizationTrainer, UnlabelledDataset
+from holocron.trainer import (
+    ClassificationTrainer,
+    DistillationLoss,
+    QuantizationTrainer,
+    UnlabelledDataset,
+    VariedDataset,
+)
 
 
 class Images(Dataset):
@@ -98,7 +104,7 @@ def make_trainer(model, digits, folder, teacher=None, criterion=None, n=600, **k
 @pytest.mark.parametrize("labelled", [False, True])
 def test_two_epochs_win_back_what_one_scale_a_tensor_costs(float_model, digits, tmp_path, scheme, labelled):
     before = accuracy(float_model, digits[1])
-    qat = prepare_qat(float_model, calibration(digits), scheme, per_channel=False)
+    qat = prepare_qat(float_model, calibration(digits), scheme, per_channel=False, equalize=False)
     start = accuracy(qat, digits[1])
     trainer = make_trainer(qat, digits, tmp_path, None if labelled else float_model)
     trainer.fit_n_epochs(2, 1e-2)
@@ -212,3 +218,65 @@ def test_unlabelled_images_have_no_class(digits):
     image, label = dataset[3]
     torch.testing.assert_close(image, digits[0][3][0])
     assert label == -1
+
+
+class Tensors(Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def test_variants_are_mirrored_and_shifted():
+    """A point is found where it or its mirror image is, up to an eighth of the size away; half of the time alone."""
+    torch.manual_seed(0)
+    image = torch.zeros(1, 1, 16, 16)
+    image[0, 0, 8, 5] = 1
+    varied = VariedDataset(Tensors(image), variants=300)
+    assert len(varied) == 300
+    read = [varied[i][0] for i in range(300)]
+    assert all(variant.shape == (16, 16) and variant.sum() == pytest.approx(1) for variant in read)
+    alone = [tuple(variant.nonzero()[0].tolist()) for variant in read if variant.max() == 1]
+    assert 100 < len(alone) < 230
+    assert {row for row, _ in alone} == set(range(6, 11))
+    assert {column for _, column in alone} == set(range(3, 8)) | set(range(8, 13))
+
+
+def test_variants_are_mixed_with_another_image_that_keeps_the_smaller_part():
+    torch.manual_seed(0)
+    images = torch.stack([torch.full((3, 8, 8), value) for value in (0.0, 100.0)])
+    varied = VariedDataset(Tensors(images), variants=200)
+    values = torch.stack([varied[2 * i] for i in range(200)]).flatten(1)
+    assert torch.equal(values.amin(1), values.amax(1))
+    assert values.max() <= 50
+    assert 25 < (values[:, 0] > 0).sum() < 75  # half are mixed, half of these with the image itself
+
+
+def test_variants_follow_the_seed_and_the_images_stay():
+    images = torch.randn(3, 3, 20, 12, generator=torch.Generator().manual_seed(0))
+    before = images.clone()
+    varied = VariedDataset(Tensors(images), 2)
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        return torch.stack([varied[i] for i in range(len(varied))])
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+    assert torch.equal(images, before)
+    assert not torch.equal(draw(0)[:3], draw(0)[3:])
+    tiny = VariedDataset(Tensors(torch.ones(2, 3, 1, 1)))
+    assert torch.equal(tiny[1], torch.ones(3, 1, 1))
+
+
+def test_bad_variants_are_refused():
+    for variants in (0, -1, 1.5, None):
+        with pytest.raises(ValueError, match="variants"):
+            VariedDataset(Tensors(torch.zeros(2, 3, 8, 8)), variants)
+    for index in (-1, 2):
+        with pytest.raises(IndexError, match="2 variants"):
+            VariedDataset(Tensors(torch.zeros(2, 3, 8, 8)))[index]
