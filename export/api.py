@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.manifest import Preprocessing
 
+from .engine_options import EngineBuild
 from .errors import ExportError
 from .pipeline import run_export
 from .progress import Progress
@@ -30,6 +31,19 @@ def export_model(
     labels: StrPath | None = None,
     input_size: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
+    input: str = "image",
+    channels: str = "rgb",
+    frame: tuple[int, int] | None = None,
+    max_frame: tuple[int, int] | None = None,
+    end_to_end: bool | None = None,
+    score_threshold: float | None = None,
+    iou_threshold: float | None = None,
+    max_detections: int | None = None,
+    candidates: int | None = None,
+    nms_steps: int | None = None,
+    probabilities: bool = False,
+    top_k: int | None = None,
+    class_map: bool = False,
     fp16: bool = False,
     int8: bool = False,
     int8_report: bool = False,
@@ -46,6 +60,7 @@ def export_model(
     trt: bool = False,
     rtx: bool = False,
     rtx_capabilities: tuple[str, ...] = (),
+    engine: EngineBuild | None = None,
     force: bool = False,
     seed: int = 0,
     tolerances: Tolerances | None = None,
@@ -58,13 +73,31 @@ def export_model(
             same name), or a module, which is put in evaluation mode and reparameterized in place
         output: the folder to write; None for the model's name in the current folder, or the bundle itself
         task: of a module: `"classification"`, (N, 3, H, W) to scores (N, K); `"segmentation"`, to scores (N, K, H', W')
-            that cover the whole image; `"detection"`, with a method `raw_outputs` that gives one tensor or several, and
-            an attribute `num_classes`
+            that cover the whole image; `"detection"`, with a method `raw_outputs` that gives one tensor or several, an
+            attribute `num_classes`, and for detections a method `decode`, which makes of those boxes (N, P, 4), from 0
+            to 1, and scores (N, P, K)
         weights: `"default"` (the published checkpoint), `"none"` (random), a checkpoint entry, or a file
         num_classes: number of classes; None takes it from the labels or the weights
         labels: a text file with one class name a line
         input_size: height and width in pixels; None takes them from the weights or the architecture
         preprocessing: replaces everything known about the preprocessing; a module needs it
+        input: `"image"`: the graphs take float images, resized and normalized; `"frame"`: they take uint8 frames
+            (N, h, w, 3), as a camera gives them, and do that themselves
+        channels: order of a frame's channels, `"rgb"` or `"bgr"`
+        frame: height and width of every frame in pixels, where they are known: less work than for sizes that differ
+        max_frame: height and width of the largest frame in pixels, `(1080, 1920)` unless told
+        end_to_end: whether the graphs give what a program wants (detections, the class map, probabilities) or, if
+            False, the network's own outputs; None gives detections of a detector that has a method `decode`, and
+            otherwise what the options below ask for
+        score_threshold: of detections: the least score of a box, 0 to 1; None for the detector's own
+        iou_threshold: of detections: a box that overlaps a better one of its class by a larger IoU is dropped; None for
+            the detector's own
+        max_detections: of detections: at most that many an image, 100 unless told
+        candidates: of detections: boxes that suppression looks at, those with the highest scores, 300 unless told
+        nms_steps: of detections: steps of suppression, 16 unless told; a scene that needs more is reported
+        probabilities: probabilities of the classes instead of logits; beside a class map, both
+        top_k: of a classifier: that many classes, likeliest first, and their probabilities
+        class_map: of a segmenter: the class of each pixel
         fp16: also write the float16 graph
         int8: also write the INT8 graphs of both schemes
         int8_report: also write `report.html`, what is known about them, and the same as data; the result's
@@ -84,6 +117,7 @@ def export_model(
         trt: build a TensorRT engine for this machine's GPU
         rtx: build TensorRT-RTX engines; needs no GPU
         rtx_capabilities: compute capabilities of those, `("8.6",)` unless told
+        engine: what else is asked of engines
         force: replace what exists
         seed: of random weights and of the choice of images
         tolerances: when an artefact counts as broken
@@ -105,6 +139,19 @@ def export_model(
     if is_name and task != "classification":
         raise ExportError("`task` is of a module: architectures and bundles have theirs")
     options: dict[str, Any] = {
+        "input": input,
+        "channels": channels,
+        "frame": frame,
+        "max_frame": max_frame,
+        "end_to_end": end_to_end,
+        "score_threshold": score_threshold,
+        "iou_threshold": iou_threshold,
+        "max_detections": max_detections,
+        "candidates": candidates,
+        "nms_steps": nms_steps,
+        "probabilities": probabilities,
+        "top_k": top_k,
+        "class_map": class_map,
         "fp16": fp16,
         "int8": int8,
         "int8_report": int8_report,
@@ -119,6 +166,7 @@ def export_model(
         "trt": trt,
         "rtx": rtx,
         "rtx_capabilities": tuple(rtx_capabilities),
+        "engine": engine or EngineBuild(),
         "force": force,
         "seed": seed,
     }

@@ -5,26 +5,40 @@ Torch is imported only where an architecture is built, onnx only where a graph i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.backends import open_session
-from runtime.manifest import Artefact, EngineInfo, Manifest, TensorSpec, artefact_path, read_manifest
+from runtime.backends.base import Session
+from runtime.manifest import (
+    Artefact,
+    EngineInfo,
+    FrameSpec,
+    Manifest,
+    TensorSpec,
+    artefact_path,
+    frame_inputs,
+    read_manifest,
+)
 
 from . import engine as engines
 from .errors import ExportError
 from .progress import Progress, Silent
 from .spec import ExportSpec
 from .tasks import task_export
-from .verify import FloatArray, Network, Outputs
+from .verify import FedNetwork, FloatArray, Network, Outputs
 
 if TYPE_CHECKING:
     import onnx
     from torch import nn
+
+    from .graph.check import Expect
 
 
 @dataclass(frozen=True)
@@ -35,10 +49,13 @@ class Base:
         manifest: everything but the artefacts.
         kept: artefacts of an existing bundle that stay.
         folder: that bundle; None for a new one.
-        load_graph: gives the float32 graph; of a new bundle once.
+        load_graph: gives the float32 graph of the network alone, which takes images; of a new bundle once.
         load_reference: gives the network that artefacts are compared with.
         reference_name: what that is.
         trained: False for random weights.
+        load_front: gives what stands in front of the network in every graph that is written; None if nothing does.
+        load_tail: gives what stands behind it there; None if nothing does.
+        expect: what that should make of the network's own outputs; None if nothing stands there.
     """
 
     manifest: Manifest
@@ -48,6 +65,9 @@ class Base:
     load_reference: Callable[[], Network]
     reference_name: str
     trained: bool
+    load_front: Callable[[], onnx.ModelProto | None] = lambda: None
+    load_tail: Callable[[], onnx.ModelProto | None] = lambda: None
+    expect: Expect | None = None
 
     def has(self, variant: str) -> bool:
         """Whether a graph of that precision and scheme is there already."""
@@ -69,8 +89,11 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
     try:
         import torch
 
+        from .graph.frame import trace_frame_input
+        from .graph.outputs import make_tail
+        from .onnx_graph import INPUT_NAME
         from .source import from_module, load_source, read_labels
-        from .trace import INPUT_NAME, trace
+        from .trace import trace
     except ImportError as e:
         raise ExportError(
             f"exporting a PyTorch model needs the export extra (pip install 'holocron-edge[export]'): {e}"
@@ -84,9 +107,11 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
         source = from_module(module, Path(spec.model).name, spec.preprocessing, labels, task)
     _check_eval(spec, source.task)
     size = source.preprocessing.size
+    image = TensorSpec(INPUT_NAME, "float32", ("batch", 3, *size))
     device = next((p.device for p in source.module.parameters()), torch.device("cpu"))
 
-    names = [output.name for output in source.outputs]
+    tail = make_tail(spec, source, fixed_frame(spec.frame_spec))
+    names = tuple(output.name for output in source.outputs)
 
     def reference(batch: FloatArray) -> Outputs:
         with torch.inference_mode():
@@ -98,16 +123,31 @@ def from_model(spec: ExportSpec, module: nn.Module | None, task: str, progress: 
         name=source.name,
         task=source.task,
         labels=source.labels,
-        inputs=(TensorSpec(INPUT_NAME, "float32", ("batch", 3, *size)),),
-        outputs=source.outputs,
+        inputs=(image,) if spec.frame_spec is None else frame_inputs(spec.frame_spec, source.preprocessing),
+        outputs=source.outputs if tail is None else tail.outputs,
         preprocessing=source.preprocessing,
         provenance={"torch": torch.__version__, **source.provenance},
+        frame=spec.frame_spec,
+        post_processing=None if tail is None else tail.post_processing,
     )
     _check_manifest(manifest)
     with progress.stage(f"tracing at {size[0]}×{size[1]}"):
         graphs = [trace(source.module, size, output_names=names)]
+        front = None if spec.frame_spec is None else trace_frame_input(source.preprocessing, spec.frame_spec)
+        behind = None if tail is None else tail.trace(source.outputs)
     # Given away, not kept: a graph may be gigabytes, and is on disk once it is written.
-    return Base(manifest, (), None, graphs.pop, lambda: reference, "pytorch", source.trained)
+    return Base(
+        manifest,
+        (),
+        None,
+        graphs.pop,
+        lambda: reference,
+        "pytorch",
+        source.trained,
+        lambda: front,
+        lambda: behind,
+        None if tail is None else tail.expect(source.preprocessing, device),
+    )
 
 
 def _check_eval(spec: ExportSpec, task: str) -> None:
@@ -140,6 +180,9 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
         "--num-classes": spec.num_classes is not None,
         "--labels": spec.labels is not None,
         "--input-size": spec.input_size is not None or spec.preprocessing is not None,
+        "--input": spec.input != "image",
+        "--raw" if spec.end_to_end is False else "--end-to-end": spec.end_to_end is not None,
+        **{f"--{option.replace('_', '-')}": True for option in spec.post_processing_options},
     }
     for option, is_given in given.items():
         if is_given:
@@ -155,12 +198,48 @@ def from_bundle(spec: ExportSpec, warn: Callable[[str], None]) -> Base:
     path = folder / floats[0].file
     kept = _kept(manifest, spec, warn)
 
+    post = manifest.post_processing
+
+    def graph() -> onnx.ModelProto:
+        return load_network(path, manifest)
+
+    def front() -> onnx.ModelProto | None:
+        if manifest.frame is None:
+            return None
+        from .graph.join import in_front
+
+        return in_front(load_onnx(path))
+
+    def tail() -> onnx.ModelProto | None:
+        if post is None:
+            return None
+        from .graph.attach import tail_behind
+
+        return tail_behind(load_onnx(path))
+
     def reference() -> Network:
-        return session_network(open_session(path, "onnxruntime"))
+        alone = manifest.frame is None and post is None
+        model: Path | bytes = path if alone else graph().SerializeToString()
+        return session_network(open_session(model, "onnxruntime"))
+
+    def expect(raw: Mapping[str, FloatArray]) -> Mapping[str, NDArray[Any]]:
+        assert post is not None
+        if post.kind == "detections":  # what decodes is known to the graph alone
+            return tail_session().run(dict(raw))
+        from .graph.check import expect_in_numpy
+
+        return expect_in_numpy(post, fixed_frame(manifest.frame) or manifest.preprocessing.size)(raw)
+
+    @functools.cache
+    def tail_session() -> Session:
+        behind = tail()
+        assert behind is not None
+        return open_session(behind.SerializeToString(), "onnxruntime")
 
     trained = manifest.provenance.get("weights") != "random"
     bare = replace(manifest, artefacts=())
-    return Base(bare, kept, folder, lambda: load_onnx(path), reference, "onnx-fp32", trained)
+    expected = None if post is None else expect
+    return Base(bare, kept, folder, graph, reference, "onnx-fp32", trained, front, tail, expected)
 
 
 def _kept(manifest: Manifest, spec: ExportSpec, warn: Callable[[str], None]) -> tuple[Artefact, ...]:
@@ -185,6 +264,8 @@ def _kept(manifest: Manifest, spec: ExportSpec, warn: Callable[[str], None]) -> 
                     f"{artefact.file} takes batches of up to {largest}, not {spec.max_batch}: "
                     f"build it again with --force, or ask for --max-batch {largest}"
                 )
+            if artefact.engine != rebuilt[artefact.file]:
+                raise ExportError(f"{artefact.file} was built with other options: build it again with --force")
     return tuple(kept)
 
 
@@ -205,9 +286,45 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def session_network(session: Any) -> Network:
+def load_network(path: Path, manifest: Manifest) -> onnx.ModelProto:
+    """A graph of a bundle, without the manifest in its metadata and without what stands around the network.
+
+    Raises:
+        ExportError: if there is no onnx here
+    """
+    model = load_onnx(path)
+    if manifest.post_processing is not None:
+        from .graph.attach import network_in_front
+
+        model = network_in_front(model, task_export(manifest.task).output_names)
+    if manifest.frame is not None:
+        from .graph.join import behind
+
+        model = behind(model)
+    return model
+
+
+def open_compared(path: Path, base: Base) -> Session:
+    """Open a graph that was made, to be compared: one with something behind its network gives the network's own outputs
+    too, since little can be told from the rest alone.
+    """
+    if base.manifest.post_processing is None:
+        return open_session(path, "onnxruntime")
+    from .graph.attach import seam
+    from .onnx_graph import serialized_with_outputs
+
+    model = load_onnx(path)
+    return open_session(serialized_with_outputs(model, seam(model)), "onnxruntime")
+
+
+def fixed_frame(frame: FrameSpec | None) -> tuple[int, int] | None:
+    """Height and width of every frame that a graph takes; None if they differ, or it takes images."""
+    return frame.size if frame is not None and frame.fixed else None
+
+
+def session_network(session: Any) -> FedNetwork:
     """A session as something to compare: its outputs in float32, by name."""
-    return lambda batch: {name: np.asarray(array, np.float32) for name, array in session.run(batch).items()}
+    return lambda fed: {name: np.asarray(array, np.float32) for name, array in session.run(fed).items()}
 
 
 def engine_libraries(spec: ExportSpec) -> list[tuple[str, tuple[str, ...]]]:
@@ -223,7 +340,7 @@ def engine_libraries(spec: ExportSpec) -> list[tuple[str, tuple[str, ...]]]:
 def engine_infos(spec: ExportSpec) -> list[EngineInfo]:
     """What engines are asked for: one for each library and compute capability."""
     return [
-        EngineInfo(library, engines.library_version(library), capability, spec.max_batch)
+        spec.engine.info(library, engines.library_version(library), capability, spec.max_batch)
         for library, capabilities in engine_libraries(spec)
         for capability in capabilities or (engines.device_capability(),)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import click
 
 from calib import AUTO, EFFORTS, METHODS
 from runtime.cli_errors import OneLineCommand
+from runtime.manifest import CHANNEL_ORDERS, HARDWARE_COMPATIBILITY
 
+from .engine_options import EngineBuild
 from .pipeline import run_export
 from .progress import Silent, Terminal
-from .spec import ExportSpec
+from .spec import INPUTS, ExportSpec
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -33,6 +36,38 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--num-classes", type=int, metavar="N", help="Number of classes.  [default: from labels or weights]")
 @click.option("--labels", type=_FILE, help="Text file with a class name a line.")
 @click.option("--input-size", type=int, nargs=2, metavar="H W", help="Pixels.  [default: from weights or architecture]")
+@click.option(
+    "--input",
+    type=click.Choice(INPUTS),
+    default="image",
+    show_default=True,
+    help="What the graphs take: float images, resized and normalized; or uint8 frames, which they resize themselves.",
+)
+@click.option(
+    "--channels", type=click.Choice(CHANNEL_ORDERS), default="rgb", show_default=True, help="Order of those of a frame."
+)
+@click.option("--frame", type=int, nargs=2, metavar="H W", help="Size of every frame, where it is known: faster.")
+@click.option("--max-frame", type=int, nargs=2, metavar="H W", help="Largest frame.  [default: 1080 1920]")
+@click.option(
+    "--end-to-end/--raw",
+    "end_to_end",
+    default=None,
+    help="Whether graphs give what a program wants (detections, class map, probabilities) or the network's own outputs."
+    "  [default: detections of detectors, logits of others]",
+)
+@click.option("--score-threshold", type=float, metavar="P", help="Least score of a box.  [default: the detector's own]")
+@click.option(
+    "--iou-threshold",
+    type=float,
+    metavar="P",
+    help="Most that boxes of a class overlap.  [default: the detector's own]",
+)
+@click.option("--max-detections", type=int, metavar="N", help="Boxes an image, at most.  [default: 100]")
+@click.option("--candidates", type=int, metavar="N", help="Boxes that suppression looks at.  [default: 300]")
+@click.option("--nms-steps", type=int, metavar="N", help="Steps of suppression; too few are reported.  [default: 16]")
+@click.option("--probabilities", is_flag=True, help="Give probabilities of the classes, not logits.")
+@click.option("--top-k", type=int, metavar="K", help="Give the K likeliest classes and their probabilities.")
+@click.option("--class-map", is_flag=True, help="Give the class of each pixel.")
 @click.option("--fp16", is_flag=True, help="Also write the float16 graph.")
 @click.option("--int8", is_flag=True, help="Also write INT8 graphs, for CPUs and for TensorRT.")
 @click.option(
@@ -81,11 +116,30 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="X.Y",
     help="Compute capability to build for; may be repeated.  [default: 8.6]",
 )
+@click.option("--engine-level", "optimization_level", type=int, metavar="0..5", help="Effort of the engine's build.")
+@click.option(
+    "--workspace", "workspace_mib", type=int, metavar="MIB", help="Memory that one layer of an engine may use."
+)
+@click.option("--dla", "dla_core", type=int, metavar="CORE", help="Build for a Jetson's deep learning accelerator.")
+@click.option(
+    "--hardware-compatible",
+    "hardware_compatibility",
+    type=click.Choice(HARDWARE_COMPATIBILITY),
+    default="none",
+    show_default=True,
+    help="Other GPUs that the TensorRT engine also runs on.",
+)
+@click.option(
+    "--version-compatible", is_flag=True, help="Let later TensorRTs of the same major version run the engine."
+)
+@click.option("--strip-weights", is_flag=True, help="Leave the weights out of the engine; they are in the ONNX file.")
+@click.option("--engine-layers", "layer_information", is_flag=True, help="Also write what became of each layer.")
+@click.option("--timing-cache", type=_FILE, help="File of kernel timings.  [default: one for each GPU in ~/.cache]")
 @click.option("--force", is_flag=True, help="Replace what exists.")
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of random weights and image choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-def main(as_json: bool, quiet: bool, input_size: tuple[int, int] | None, **options: Any) -> None:
+def main(as_json: bool, quiet: bool, **options: Any) -> None:
     """Export MODEL, an architecture's name, to a bundle; or add what is missing to MODEL, the path of a bundle.
 
     \b
@@ -94,10 +148,14 @@ def main(as_json: bool, quiet: bool, input_size: tuple[int, int] | None, **optio
     """  # noqa: D301 (click reads the \b itself: keep these lines as they are)
     # What stops a service manager's job also cleans up after itself, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # A command line without the option gives an empty tuple in some releases of click, None in others.
-    spec = ExportSpec(input_size=input_size or None, **options)
+    engine = EngineBuild(**{field.name: options.pop(field.name) for field in fields(EngineBuild)})
+    for name in ("input_size", "frame", "max_frame"):
+        # A command line without the option gives an empty tuple in some releases of click, None in others.
+        options[name] = options[name] or None
+    spec = ExportSpec(engine=engine, **options)
     result = run_export(spec, Silent() if quiet else Terminal())
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
-        click.echo("\n".join((result.table(), *result.layer_tables(), *result.float_lines(), str(result.bundle))))
+        lines = (*result.layer_tables(), *result.float_lines(), *result.engine_lines())
+        click.echo("\n".join((result.table(), *lines, str(result.bundle))))

@@ -1,94 +1,121 @@
-"""TensorRT and TensorRT-RTX engines from an ONNX graph. One builder for both, no torch.
+"""TensorRT and TensorRT-RTX engines for a bundle: what is asked of them, whether it can be built here. No torch.
 
-The network is strongly typed: precision is what the graph says (FP16 by a converted graph, INT8 by Q/DQ), never a
-builder flag, which TensorRT 11 no longer has. TensorRT builds for the GPU that is present; TensorRT-RTX builds for any
-compute capability, with no GPU at all.
+The building itself is :mod:`runtime.backends.engine_builder`: a device builds an engine anew without this package.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from runtime.backends import cuda as driver
+from runtime.backends import engine_builder
 from runtime.backends.cuda import device_count
-from runtime.manifest import EngineInfo
+from runtime.backends.engine_builder import engine_file
+from runtime.backends.tensorrt_engine import OpenEngine
+from runtime.backends.tensorrt_library import EXTRAS, LIBRARIES, library_missing, load_library
+from runtime.errors import BackendError
+from runtime.manifest import EngineInfo, FrameSpec
 
+from .engine_options import EngineBuild
 from .errors import EngineError
 
-LIBRARIES = ("tensorrt", "tensorrt_rtx")
-_OLDEST_TENSORRT = (10, 3)
+__all__ = [
+    "LIBRARIES",
+    "build_engine",
+    "check_builder",
+    "device_capability",
+    "engine_file",
+    "layer_information",
+    "library_version",
+]
+
 _HOST_WAYS = (
     "build a TensorRT-RTX engine here with --rtx, or export the bundle without --trt and run "
     "`holocron-export BUNDLE --trt` on the device"
 )
 
 
-def check_builder(library: str, capabilities: tuple[str, ...] = ()) -> None:
+def check_builder(library: str, capabilities: tuple[str, ...] = (), options: EngineBuild | None = None) -> None:
     """Make sure that engines can be built here, before any other work is done for them.
 
     Args:
         library: `"tensorrt"` or `"tensorrt_rtx"`
         capabilities: compute capabilities asked of TensorRT-RTX
+        options: what else is asked of the engines
 
     Raises:
         EngineError: if the library is not installed, is too old, has no GPU where it needs one, or does not know a
-            compute capability
+            compute capability or an option
     """
-    trt = _import(library)
+    trt = _load(library)
     if library == "tensorrt":
         if device_count() == 0:
             raise EngineError(f"--trt builds for the GPU of this machine, which has none: {_HOST_WAYS}")
         return
-    for capability in capabilities:
-        _sm(trt, capability)
+    try:
+        for capability in capabilities:
+            engine_builder.compute_capability(trt, capability)
+    except BackendError as e:
+        raise EngineError(str(e)) from e
+    options = options or EngineBuild()
+    refused = engine_builder.unsupported(options.info(library, "", "", 1))
+    if refused is not None:
+        raise EngineError(refused)
+    if options.strip_weights and device_count() == 0:
+        raise EngineError(
+            "--strip-weights with --rtx needs a GPU to build on, and there is none: leave one of them out"
+        )
 
 
-def build_engine(onnx: bytes, info: EngineInfo) -> bytes:
-    """Parse a graph and build an engine from it.
-
-    Args:
-        onnx: the graph, a serialized ONNX model with a dynamic first dimension of its inputs
-        info: the library to build with, the compute capability to build for (TensorRT builds for the GPU that is
-            present), and the largest batch, which is what the engine is tuned for
-
-    Returns:
-        the serialized engine
+def build_engine(
+    onnx: bytes,
+    info: EngineInfo,
+    frame: FrameSpec | None = None,
+    *,
+    detailed: bool = False,
+    timing_cache: Path | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> bytes:
+    """As :func:`runtime.backends.engine_builder.build_engine`, with the exporter's error.
 
     Raises:
-        EngineError: if the library refuses the graph, with its own words
+        EngineError: if the library has not what is asked for, or refuses the graph, with its own words
     """
-    trt, library = _import(info.library), info.library
-    logger = _logger(trt)
+    _load(info.library)
     try:
-        builder = trt.Builder(logger)
-    except (TypeError, RuntimeError) as e:  # TypeError is what the bindings make of a null pointer
-        raise EngineError(f"{_name(library)} {trt.__version__} does not start: {logger.last_error}") from e
-    network = builder.create_network(_network_flags(trt))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(onnx):
-        errors = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-        raise EngineError(f"{_name(library)} {trt.__version__} refuses the graph: {errors}")
-    config = builder.create_builder_config()
-    if library == "tensorrt_rtx":
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(_sm(trt, info.compute_capability), 0)
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        rest = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, (1, *rest), (info.max_batch, *rest), (info.max_batch, *rest))
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EngineError(f"{_name(library)} {trt.__version__} could not build the engine: {logger.last_error}")
-    return bytes(plan)
+        return engine_builder.build_engine(
+            onnx, info, frame, detailed=detailed, timing_cache=timing_cache, progress=progress
+        )
+    except BackendError as e:
+        raise EngineError(str(e)) from e
 
 
-def engine_file(variant: str, info: EngineInfo) -> str:
-    """Name of an engine in a bundle, e.g. `model.int8.trt.tensorrt_rtx-1.7.1-sm86.engine`."""
-    version = ".".join(info.version.split(".")[:3])
-    return f"model.{variant}.{info.library}-{version}-sm{info.compute_capability.replace('.', '')}.engine"
+def layer_information(plan: bytes, info: EngineInfo, graph: bytes) -> str | None:
+    """What an engine says of its layers.
+
+    Args:
+        plan: the engine, just built
+        info: what it was built with
+        graph: that it was built from
+
+    Returns:
+        JSON; None where there is no GPU to open the engine on
+
+    Raises:
+        EngineError: if the engine does not open
+    """
+    if device_count() == 0:
+        return None
+    try:
+        engine = OpenEngine(info.library, plan, info=info, weights=graph, cuda_graphs=False)
+    except BackendError as e:
+        raise EngineError(str(e)) from e
+    try:
+        return engine.layer_information()
+    finally:
+        engine.close()
 
 
 def library_version(library: str) -> str:
@@ -97,65 +124,7 @@ def library_version(library: str) -> str:
     Raises:
         EngineError: if it is not installed
     """
-    return str(_import(library).__version__)
-
-
-def _import(library: str) -> Any:
-    if library not in LIBRARIES:
-        raise EngineError(f"{library!r} builds no engines, expected one of {', '.join(LIBRARIES)}")
-    try:
-        trt = importlib.import_module(library)
-    except (ImportError, OSError) as e:  # OSError: the package is there, a shared library that it opens is not
-        extra = "trt" if library == "tensorrt" else "rtx"
-        ways = f": {_HOST_WAYS}" if library == "tensorrt" else ""
-        if isinstance(e, ModuleNotFoundError):
-            problem = f"`{library}`, which is not installed (pip install 'holocron-edge[{extra}]')"
-        else:
-            problem = f"`{library}`, which does not load ({e})"
-        raise EngineError(f"--{extra} needs {problem}{ways}") from e
-    version = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
-    if library == "tensorrt" and version < _OLDEST_TENSORRT:
-        raise EngineError(f"TensorRT {trt.__version__} is too old: 10.3 or later is needed (JetPack 6 and 7 have it)")
-    return trt
-
-
-def _network_flags(trt: Any) -> int:
-    """Strongly typed: a flag in TensorRT 10, the only way in TensorRT 11, where the flag may be gone."""
-    flag = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):
-        """Keeps the last error, so that an exception can say it, and prints nothing."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last_error = "it gave no reason"
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last_error = message.strip().replace("\n", " ")
-
-    return Logger()
-
-
-def _sm(trt: Any, capability: str) -> Any:
-    known = {
-        f"{name[2:-1]}.{name[-1]}": value
-        for name, value in trt.ComputeCapability.__members__.items()
-        if name.startswith("SM")
-    }
-    if capability not in known:
-        raise EngineError(
-            f"TensorRT-RTX {trt.__version__} does not build for compute capability {capability}; "
-            f"it knows {', '.join(sorted(known, key=float))}"
-        )
-    return known[capability]
-
-
-def _name(library: str) -> str:
-    return {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}[library]
+    return str(_load(library).__version__)
 
 
 def device_capability() -> str:
@@ -164,10 +133,20 @@ def device_capability() -> str:
     Raises:
         EngineError: if the driver does not tell
     """
-    numbers = []
-    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-        value = ctypes.c_int(0)
-        if device_count() == 0 or ctypes.CDLL("libcuda.so.1").cuDeviceGetAttribute(ctypes.byref(value), attribute, 0):
-            raise EngineError("the CUDA driver does not tell the GPU's compute capability")
-        numbers.append(value.value)
-    return ".".join(map(str, numbers))
+    capability = driver.device_capability(0)
+    if capability is None:
+        raise EngineError("the CUDA driver does not tell the GPU's compute capability")
+    return capability
+
+
+def _load(library: str) -> Any:
+    if library not in LIBRARIES:
+        raise EngineError(f"{library!r} builds no engines, expected one of {', '.join(LIBRARIES)}")
+    problem = library_missing(library)
+    if problem is not None:
+        ways = f": {_HOST_WAYS}" if library == "tensorrt" else ""
+        raise EngineError(f"--{EXTRAS[library]} needs {problem}{ways}")
+    try:
+        return load_library(library)
+    except BackendError as e:
+        raise EngineError(str(e)) from e

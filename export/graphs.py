@@ -20,7 +20,7 @@ from calib import (
 )
 from runtime.manifest import METADATA_KEY, SCHEMES, VARIANT_KEY, Artefact
 
-from .base import Base, load_onnx
+from .base import Base, load_network
 from .bundle import BundleWriter
 from .errors import ExportError
 from .progress import Progress
@@ -242,7 +242,8 @@ def summarize_kept(
     (kept,) = [a for a in base.kept if a.kind == "onnx" and a.variant == f"int8.{scheme}"][:1]
     assert base.folder is not None
     warn(f"{kept.file} was made without --int8-report: for its ranges and noise make it again with --force")
-    return summarize(base.load_graph(), load_onnx(base.folder / kept.file), scheme, {}, method="", images=0)
+    quantized = load_network(base.folder / kept.file, base.manifest)
+    return summarize(base.load_graph(), quantized, scheme, {}, method="", images=0)
 
 
 def _calibration_images(spec: ExportSpec, warn: Callable[[str], None]) -> tuple[Path, ...]:
@@ -298,12 +299,22 @@ def unlabelled_images(spec: ExportSpec, samples: int) -> tuple[Path, ...]:
 
 
 def _write_graph(variant: str, graph: onnx.ModelProto, base: Base, writer: BundleWriter) -> Artefact:
-    """Write a graph with the manifest in its metadata, one for TensorRT through its operator gate."""
+    """Write a graph with what stands behind it and the manifest in its metadata, one for TensorRT through its gate."""
     from .gate import check_tensorrt10
     from .onnx_graph import set_metadata
 
+    tail = base.load_tail()
+    if tail is not None:
+        from .graph.attach import attach
+
+        graph = attach(graph, tail)
     file = "model.onnx" if variant == "fp32" else f"model.{variant}.onnx"
     precision, _, scheme = variant.partition(".")
+    front = base.load_front()
+    if front is not None:
+        from .graph.join import join
+
+        graph = join(front, graph)
     if scheme != "cpu":
         check_tensorrt10(graph, file)
     set_metadata(graph, {METADATA_KEY: base.manifest.to_json(), VARIANT_KEY: variant})

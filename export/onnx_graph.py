@@ -11,6 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+INPUT_NAME = "input"
+"""Name of a network's own input: of the whole graph, or of what stands between the network and the part in front."""
 _FEW_VALUES = 64
 
 

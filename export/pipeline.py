@@ -14,19 +14,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calib import find_labelled_images
-from runtime.backends import open_session
+from runtime.backends.engine_builder import timing_cache_path
 from runtime.manifest import MANIFEST_NAME, SCHEMES, Artefact, Manifest
 
 from . import engine as engines
-from .base import Base, engine_infos, engine_libraries, engine_variants, from_bundle, from_model, session_network
+from .base import (
+    Base,
+    engine_infos,
+    engine_libraries,
+    engine_variants,
+    from_bundle,
+    from_model,
+    open_compared,
+    session_network,
+)
 from .bundle import BundleWriter, check_destination
+from .engine_layers import EngineLayers, companions, layers_file
 from .graphs import make_graphs, summarize_kept, unlabelled_images
 from .int8_report.files import keep_report, read_summary, write_report
 from .progress import Progress, Silent
 from .report import ExportResult
 from .spec import ExportSpec
 from .tasks import task_export
-from .verify import Comparison, Remembered, check, compare_networks
+from .verify import Comparison, FrameStream, Remembered, check, compare_networks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +72,7 @@ def run_export(
     replace_existing = spec.force or (is_bundle and spec.output is None)
     check_destination(destination, replace_existing)
     for library, capabilities in engine_libraries(spec):
-        engines.check_builder(library, capabilities)
+        engines.check_builder(library, capabilities, spec.engine)
     warnings: list[str] = []
 
     def warn(message: str) -> None:
@@ -76,13 +86,16 @@ def run_export(
         for artefact in base.kept:
             assert base.folder is not None
             writer.keep(base.folder, artefact.file)
-        built = _build_engines(spec, base, made, writer, progress)
+            for companion in companions(artefact) if artefact.engine is not None else ():
+                if (base.folder / companion).is_file() and not (base.folder / companion).is_symlink():
+                    writer.keep(base.folder, companion)
+        built, layers = _build_engines(spec, base, made, writer, progress, warn)
         artefacts = tuple(sorted((*base.kept, *made, *built), key=lambda a: (a.kind != "onnx", a.file)))
         manifest = replace(base.manifest, artefacts=artefacts, provenance=_provenance(base, spec))
         reported = _report(spec, base, manifest, graphs.summaries, writer, warn)
         bundle = writer.commit(manifest)
     files = tuple(a.file for a in (*made, *built))
-    return ExportResult(bundle, manifest, files, tuple(warnings), graphs.float_operators, reported)
+    return ExportResult(bundle, manifest, files, tuple(warnings), graphs.float_operators, reported, layers)
 
 
 def _is_bundle(model: str) -> bool:
@@ -123,10 +136,11 @@ def _verify(
         images = unlabelled_images(spec, spec.verify_samples)
     task = task_export(base.manifest.task)
     reference = Remembered(base.load_reference())
+    frames = None if base.manifest.frame is None else FrameStream(images, base.manifest)
     comparisons: dict[str, Comparison] = {}
     with progress.stage(f"verifying {len(made)} artefacts on {len(images)} images"):
         for artefact in made:  # one after the other: a large network is in memory once, not once an artefact
-            session = open_session(writer.folder / artefact.file, "onnxruntime")
+            session = open_compared(writer.folder / artefact.file, base)
             try:
                 comparisons[artefact.file], read = compare_networks(
                     session_network(session),
@@ -135,6 +149,8 @@ def _verify(
                     base.manifest.preprocessing,
                     task.class_axis,
                     progress.update,
+                    frames,
+                    _comparison(base),
                 )
             finally:
                 session.close()
@@ -146,6 +162,7 @@ def _verify(
         comparison = comparisons[artefact.file]
         result = comparison.result(base.reference_name, truths)
         check(artefact, result, spec.tolerances, base.trained, comparison.errors(), task.agreement)
+        _check_post_processing(artefact, comparison, warn)
         if result.accuracy is not None and result.reference_accuracy is not None:
             lost = result.reference_accuracy - result.accuracy
             if lost > _WORTH_SAYING_POINTS:
@@ -154,23 +171,65 @@ def _verify(
     return verified
 
 
+def _comparison(base: Base) -> Comparison | None:
+    """What compares networks with something behind them; None for those without."""
+    post = base.manifest.post_processing
+    if post is None or base.expect is None:
+        return None
+    from .graph.check import PostComparison
+
+    return PostComparison(post, base.expect, task_export(base.manifest.task).class_axis)
+
+
+def _check_post_processing(artefact: Artefact, comparison: Comparison, warn: Callable[[str], None]) -> None:
+    from .graph.check import PostComparison
+
+    if isinstance(comparison, PostComparison):
+        comparison.check(artefact.file)
+        if comparison.detections == 0:
+            warn(f"{artefact.file} and the reference found nothing on these images: its boxes were not compared")
+
+
 def _build_engines(
-    spec: ExportSpec, base: Base, made: list[Artefact], writer: BundleWriter, progress: Progress
-) -> list[Artefact]:
-    """Build the engines that are asked for and not there yet."""
+    spec: ExportSpec,
+    base: Base,
+    made: list[Artefact],
+    writer: BundleWriter,
+    progress: Progress,
+    warn: Callable[[str], None],
+) -> tuple[list[Artefact], dict[str, EngineLayers]]:
+    """Build the engines that are asked for and not there yet, and read what the library made of their layers."""
     graphs = {a.variant: a for a in (*base.kept, *made) if a.kind == "onnx"}
     existing = {a.file for a in base.kept}
-    built = []
+    built: list[Artefact] = []
+    layers: dict[str, EngineLayers] = {}
     for info in engine_infos(spec):
+        timings = spec.engine.timing_cache or timing_cache_path(info)
         for variant in engine_variants(spec, set(graphs)):
             file = engines.engine_file(variant, info)
             if file in existing:
                 continue
             graph = graphs[variant]
+            data = (writer.folder / graph.file).read_bytes()
+            detailed = spec.engine.layer_information
             with progress.stage(f"building {file}"):
-                plan = engines.build_engine((writer.folder / graph.file).read_bytes(), info)
+                plan = engines.build_engine(
+                    data,
+                    info,
+                    base.manifest.frame,
+                    detailed=detailed,
+                    timing_cache=timings,
+                    progress=progress.update,
+                )
             built.append(writer.add(file, plan, "engine", graph.precision, graph.scheme, info))
-    return built
+            if detailed:
+                text = engines.layer_information(plan, info, data)
+                if text is None:
+                    warn(f"the layers of {file} can be read where there is a GPU alone")
+                else:
+                    writer.write(layers_file(file), text.encode())
+                    layers[file] = EngineLayers.from_json(text)
+    return built, layers
 
 
 def _report(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.manifest import Artefact, Manifest
 from runtime.table import format_table
 
+from .engine_layers import EngineLayers
 from .tasks import task_export
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class ExportResult:
         warnings: what the user should know.
         float_operators: what stayed float in each quantized graph that this export made, by variant.
         quantization: everything about each quantized graph of the bundle, where a report was asked for.
+        engine_layers: what the library made of the layers of each engine that this export built, where that was asked
+            for, by file.
     """
 
     bundle: Path
@@ -54,6 +57,7 @@ class ExportResult:
     warnings: tuple[str, ...]
     float_operators: Mapping[str, tuple[FloatOperator, ...]] = field(default_factory=dict)
     quantization: tuple[QuantizationSummary, ...] = ()
+    engine_layers: Mapping[str, EngineLayers] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -63,6 +67,7 @@ class ExportResult:
             "warnings": list(self.warnings),
             "float_operators": {v: [asdict(o) for o in found] for v, found in self.float_operators.items()},
             "quantization": [summary.to_dict() for summary in self.quantization],
+            "engine_layers": {file: asdict(layers) for file, layers in self.engine_layers.items()},
             "artefacts": [asdict(a) for a in self.manifest.artefacts],
         }
 
@@ -87,6 +92,10 @@ class ExportResult:
                 parts = [f"{', '.join(counted)} ({reason})" for reason, counted in reasons.items()]
                 lines.append(f"{variant} keeps in float: {'; '.join(parts)}")
         return lines
+
+    def engine_lines(self) -> list[str]:
+        """A line an engine whose layers were asked for: how many there are of each kind."""
+        return [f"{file}: {layers}" for file, layers in self.engine_layers.items()]
 
 
 def layer_table(summary: QuantizationSummary) -> str:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from calib import AUTO, EFFORTS, METHODS, CalibrationSettings
 from runtime.backends import BACKENDS, unavailable
-from runtime.manifest import Preprocessing
+from runtime.manifest import CHANNEL_ORDERS, FrameSpec, Preprocessing
 
+from .engine_options import EngineBuild
 from .errors import ExportError
 
 DEFAULT_RTX_CAPABILITIES = ("8.6",)
 """What `--rtx` builds for unless told: Ampere consumer GPUs (RTX 30), the oldest in wide use."""
 
+INPUTS = ("image", "frame")
+DEFAULT_MAX_FRAME = (1080, 1920)
+"""Largest frame unless told, height and width: what most cameras give."""
+DEFAULT_MAX_DETECTIONS = 100
+"""Rows of the outputs of a detector, as the COCO evaluation counts them."""
+
+_LARGEST_RANKED = 3839  # TensorRT 10 sorts fewer than 3840 values
 _CAPABILITY = re.compile(r"\d{1,2}\.\d")
 _MAX_SIDE = 8192
 
@@ -53,6 +61,22 @@ class ExportSpec:
         labels: a text file with one class name a line.
         input_size: height and width in pixels; None takes them from the weights or the architecture.
         preprocessing: replaces everything known about the preprocessing, the input size included.
+        input: what the graphs take: `"image"`, resized and normalized, or `"frame"`, as a camera gives it.
+        channels: order of a frame's channels, `"rgb"` or `"bgr"`.
+        frame: height and width of every frame in pixels, where they are known.
+        max_frame: height and width of the largest frame in pixels; None is :data:`DEFAULT_MAX_FRAME`.
+        end_to_end: whether the graphs give what a program wants: detections, the class map, probabilities. False is
+            the network's own outputs. None is detections of a detector, and otherwise what the options below ask for.
+        score_threshold: of detections: the least score of a box; None takes the detector's own.
+        iou_threshold: of detections: a box that overlaps a better one of its class by more is dropped; None takes the
+            detector's own.
+        max_detections: of detections: rows of the outputs; None is 100.
+        candidates: of detections: boxes that take part, those with the highest scores; None is 300, or
+            `max_detections` if that is more.
+        nms_steps: of detections: how often suppression is applied; None is 16.
+        probabilities: probabilities of the classes instead of logits.
+        top_k: of a classifier: that many classes and their probabilities instead of the logits of all.
+        class_map: of a segmenter: the class of each pixel instead of the logits of all.
         fp16: also write the float16 graph.
         int8: also write the two INT8 graphs.
         int8_report: also write what is known about them, as a page and as data.
@@ -71,6 +95,7 @@ class ExportSpec:
         trt: build a TensorRT engine for this machine's GPU.
         rtx: build a TensorRT-RTX engine; needs no GPU.
         rtx_capabilities: compute capabilities to build TensorRT-RTX engines for.
+        engine: what else is asked of engines.
         force: replace what exists.
         seed: of random weights and of the choice of images.
         tolerances: when an artefact counts as broken.
@@ -83,6 +108,19 @@ class ExportSpec:
     labels: Path | None = None
     input_size: tuple[int, int] | None = None
     preprocessing: Preprocessing | None = None
+    input: str = "image"
+    channels: str = "rgb"
+    frame: tuple[int, int] | None = None
+    max_frame: tuple[int, int] | None = None
+    end_to_end: bool | None = None
+    score_threshold: float | None = None
+    iou_threshold: float | None = None
+    max_detections: int | None = None
+    candidates: int | None = None
+    nms_steps: int | None = None
+    probabilities: bool = False
+    top_k: int | None = None
+    class_map: bool = False
     fp16: bool = False
     int8: bool = False
     int8_report: bool = False
@@ -99,6 +137,7 @@ class ExportSpec:
     trt: bool = False
     rtx: bool = False
     rtx_capabilities: tuple[str, ...] = ()
+    engine: EngineBuild = field(default_factory=EngineBuild)
     force: bool = False
     seed: int = 0
     tolerances: Tolerances = Tolerances()
@@ -131,16 +170,74 @@ class ExportSpec:
                 raise ExportError(f"{option} {folder} is not a folder")
         if self.preprocessing is not None and self.input_size is not None:
             raise ExportError("give the input size in `preprocessing` or as `input_size`, not in both")
+        self._check_post_processing()
         self._check_mixed_precision()
+        self._check_frame()
         if self.int8_report and not self.int8:
             raise ExportError("--int8-report tells of what --int8 makes: add --int8")
         if self.rtx_capabilities and not self.rtx:
             raise ExportError("--rtx-capability says what --rtx builds for: add --rtx")
         if self.max_batch != 1 and not (self.trt or self.rtx):
             raise ExportError(f"--max-batch {self.max_batch} is of an engine, ONNX files take any: add --trt or --rtx")
+        given = self.engine.given()
+        if given and not (self.trt or self.rtx):
+            raise ExportError(f"{given[0]} is of an engine: add --trt or --rtx")
         for capability in self.rtx_capabilities:
             if not _CAPABILITY.fullmatch(capability):
                 raise ExportError(f"--rtx-capability {capability!r} is not a compute capability such as 8.6")
+
+    def _check_frame(self) -> None:
+        for option, value, choices in (
+            ("--input", self.input, INPUTS),
+            ("--channels", self.channels, CHANNEL_ORDERS),
+        ):
+            if value not in choices:
+                raise ExportError(f"{option} {value} is unknown, expected one of {', '.join(choices)}")
+        for option, size in (("--frame", self.frame), ("--max-frame", self.max_frame)):
+            if size is not None and len(size) != 2:
+                raise ExportError(f"{option} takes height and width, not {size}")
+            if size is not None and self.input != "frame":
+                raise ExportError(f"{option} {size[0]} {size[1]} is of frames: add --input frame")
+            for side in size or ():
+                self._check_range(option, side, 1, _MAX_SIDE)
+        if self.channels != "rgb" and self.input != "frame":
+            raise ExportError(f"--channels {self.channels} is of frames: add --input frame")
+        if self.frame is not None and self.max_frame is not None:
+            raise ExportError("--frame says that all frames have one size, --max-frame that they differ: give one")
+
+    @property
+    def frame_spec(self) -> FrameSpec | None:
+        """The frames that the graphs take; None if they take images."""
+        if self.input != "frame":
+            return None
+        size = self.frame or self.max_frame or DEFAULT_MAX_FRAME
+        return FrameSpec(self.channels, (size[0], size[1]), self.frame is not None)
+
+    def _check_post_processing(self) -> None:
+        given = self.post_processing_options
+        if self.end_to_end is False and given:
+            raise ExportError(f"--{given[0].replace('_', '-')} is of what --raw leaves out: give one of the two")
+        for option, value in (("--score-threshold", self.score_threshold), ("--iou-threshold", self.iou_threshold)):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ExportError(f"{option} {value} is out of range, expected a number from 0 to 1")
+        self._check_range("--max-detections", self.max_detections, 1, _LARGEST_RANKED)
+        self._check_range("--candidates", self.candidates, 1, _LARGEST_RANKED)
+        self._check_range("--nms-steps", self.nms_steps, 2, 1000)
+        self._check_range("--top-k", self.top_k, 1, _LARGEST_RANKED)
+        if self.candidates is not None and self.candidates < (self.max_detections or DEFAULT_MAX_DETECTIONS):
+            raise ExportError(
+                f"--candidates {self.candidates} are fewer than the {self.max_detections or DEFAULT_MAX_DETECTIONS} of "
+                "--max-detections, which are chosen from them"
+            )
+
+    @property
+    def post_processing_options(self) -> tuple[str, ...]:
+        """Names of the options given that are about what the graphs make of the network's outputs."""
+        names = ("score_threshold", "iou_threshold", "max_detections", "candidates", "nms_steps", "top_k")
+        given = tuple(name for name in names if getattr(self, name) is not None)
+        return given + tuple(name for name in ("probabilities", "class_map") if getattr(self, name))
 
     def _check_mixed_precision(self) -> None:
         for option, value in (("--max-drop", self.max_drop), ("--tune", self.tune)):
@@ -150,8 +247,9 @@ class ExportSpec:
         if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float)) or not 0 <= drop <= 100):
             raise ExportError(f"--max-drop {drop} is no number of points from 0 to 100: 0.5 allows half a point")
         if self.tune is not None:
-            if self.tune not in BACKENDS:
-                raise ExportError(f"--tune {self.tune} is no backend: expected one of {', '.join(BACKENDS)}")
+            names = [name for name, backend in BACKENDS.items() if backend.opens == "onnx"]  # which it times graphs on
+            if self.tune not in names:
+                raise ExportError(f"--tune {self.tune} is no backend: expected one of {', '.join(names)}")
             reason = unavailable(self.tune)
             if reason is not None:
                 raise ExportError(f"--tune {self.tune} cannot time anything here: {reason}")

@@ -90,7 +90,7 @@ _TASKS = {
         output_names=_heads,
         classes=_classes_of_detector,
         class_axis=None,
-        agreement="",
+        agreement="matched boxes",
     ),
     "segmentation": TaskExport(
         method="forward",

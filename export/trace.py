@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import onnx
 import onnxscript.optimizer
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import ExportError
 from .fold import fold_layers
+from .onnx_graph import INPUT_NAME
 from .simplify import simplify
 
 OPSET = 20
@@ -22,7 +25,6 @@ OPSET = 20
 IR_VERSION = 9
 """The file format that came with opset 20, so that older readers take the file."""
 MAX_TRACED_BATCH = 4096
-INPUT_NAME = "input"
 _LARGEST_FILE = 2**31 - 2**20
 """Protocol buffers end at 2 GiB; a little is left for metadata."""
 
@@ -51,15 +53,38 @@ def trace(
     # A batch of two: torch.export takes a dimension of one for a constant.
     example = torch.zeros(2, in_channels, *input_size, device=device)
     batch = torch.export.Dim("batch", min=1, max=MAX_TRACED_BATCH)
+    return trace_examples(module, {INPUT_NAME: example}, ({0: batch},), output_names)
+
+
+def trace_examples(
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    dynamic_shapes: Sequence[Mapping[int, Any]],
+    output_names: Sequence[str],
+) -> onnx.ModelProto:
+    """Trace a module to ONNX with whichever inputs it has.
+
+    Args:
+        module: in evaluation mode
+        examples: by the name that each input gets, in the order of the arguments of `forward`
+        dynamic_shapes: for each of them, which dimensions are dynamic: a `torch.export.Dim` by their number
+        output_names: what to call its outputs, in their order
+
+    Returns:
+        a checked and simplified model of opset 20, weights inside
+
+    Raises:
+        ExportError: if the module cannot be traced, with the tracer's reason
+    """
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                (example,),
+                tuple(examples.values()),
                 dynamo=True,
-                input_names=[INPUT_NAME],
+                input_names=list(examples),
                 output_names=list(output_names),
-                dynamic_shapes=({0: batch},),
+                dynamic_shapes=_by_argument(module, dynamic_shapes),
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,
@@ -80,13 +105,20 @@ def trace(
         raise
     except Exception as e:  # the tracer raises errors of many kinds, some of them private to it
         reason = str(e).strip().splitlines()
+        sizes = " and ".join("×".join(map(str, example.shape[2:])) for example in examples.values())
         raise ExportError(
-            f"{type(module).__name__} cannot be traced at {input_size[0]}×{input_size[1]}: "
-            f"{reason[0] if reason else type(e).__name__}"
+            f"{type(module).__name__} cannot be traced at {sizes}: {reason[0] if reason else type(e).__name__}"
         ) from e
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "holocron-edge", ""
     return simplify(model)
+
+
+def _by_argument(module: nn.Module, dynamic_shapes: Sequence[Mapping[int, Any]]) -> tuple[Any, ...]:
+    """One entry an argument of `forward`; those that it takes as `*args` are together one."""
+    shapes = tuple(dict(dynamic) for dynamic in dynamic_shapes)
+    kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
+    return (shapes,) if inspect.Parameter.VAR_POSITIONAL in kinds else shapes
 
 
 @contextlib.contextmanager

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from calib import ImageStream
-from runtime.manifest import Artefact, Preprocessing, Verification
+from calib.errors import CalibrationError
+from runtime.errors import ImageError
+from runtime.feeds import FrameFeeder
+from runtime.images import open_image
+from runtime.manifest import Artefact, Manifest, Preprocessing, Verification
+from runtime.preprocess import Preprocessor, padded_size
 
 from .errors import VerificationError
 from .spec import Tolerances
@@ -20,6 +27,8 @@ FloatArray = NDArray[np.float32]
 Outputs = Mapping[str, FloatArray]
 Network = Callable[[FloatArray], Outputs]
 """Maps a batch (N, C, H, W) to its outputs by name, N first."""
+FedNetwork = Callable[[Any], Outputs]
+"""The same, fed with a batch or, where it takes frames, with those and what belongs to them by name."""
 
 _BATCH = 8
 _BATCH_PIXELS = _BATCH * 256 * 256
@@ -136,13 +145,61 @@ class Remembered:
         return outputs
 
 
+class FrameStream:
+    """Images as frames, one after the other, each beside what preprocessing on the host makes of it.
+
+    Args:
+        images: files
+        manifest: of a network that takes frames: an image of another size than those is resized to it, a larger one
+            reduced
+    """
+
+    def __init__(self, images: Sequence[Path], manifest: Manifest) -> None:
+        assert manifest.frame is not None
+        self._images, self._frame = tuple(images), manifest.frame
+        self._feed, self._preprocess = FrameFeeder(manifest), Preprocessor(manifest.preprocessing)
+        self.skipped: tuple[tuple[Path, str], ...] = ()
+
+    def __iter__(self) -> Iterator[tuple[Mapping[str, Any], FloatArray]]:
+        """Read the images.
+
+        Yields:
+            what the network is fed with, and the batch (1, 3, H, W) that it makes of it
+
+        Raises:
+            CalibrationError: if none of the files is readable
+        """
+        skipped = []
+        for path in self._images:
+            try:
+                image = self._fitted(open_image(path))
+            except ImageError as e:
+                skipped.append((path, str(e)))
+                continue
+            yield self._feed([image])[0], self._preprocess(image)[None]
+        self.skipped = tuple(skipped)
+        if len(skipped) == len(self._images):
+            raise CalibrationError(f"none of the {len(skipped)} images is readable; of the first: {skipped[0][1]}")
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        h, w = self._frame.size
+        if self._frame.fixed:
+            return image.resize((w, h))
+        if image.height > h or image.width > w:
+            height, width = padded_size(image.height, image.width, (h, w))
+            return image.resize((width, height))
+        return image
+
+
 def compare_networks(
-    network: Network,
+    network: FedNetwork,
     reference: Network,
     images: Sequence[Path],
     preprocessing: Preprocessing,
     class_axis: int | None = 1,
     progress: Callable[[int, int], None] | None = None,
+    frames: FrameStream | None = None,
+    comparison: Comparison | None = None,
 ) -> tuple[Comparison, list[int]]:
     """Run two networks over the same images and compare them, each image read once.
 
@@ -153,6 +210,8 @@ def compare_networks(
         preprocessing: how they become the networks' input
         class_axis: dimension of the outputs in which the classes lie, or None
         progress: called with the number of images done and the number in all
+        frames: the same images as frames, where ours takes those
+        comparison: what to add them to; None for a new one
 
     Returns:
         the comparison, and the positions in `images` of those that were read
@@ -160,14 +219,14 @@ def compare_networks(
     height, width = preprocessing.size
     batch_size = min(_BATCH, max(1, _BATCH_PIXELS // (height * width)))  # feature maps grow with the pixels
     stream = ImageStream(images, preprocessing, batch_size)
-    comparison = Comparison(class_axis)
+    comparison = comparison or Comparison(class_axis)
     done = 0
-    for batch in stream:
-        comparison.add(network(batch), reference(batch))
+    for fed, batch in frames or ((batch, batch) for batch in stream):
+        comparison.add(network(fed), reference(batch))
         done += len(batch)
         if progress is not None:
             progress(done, len(images))
-    skipped = {path for path, _ in stream.skipped}
+    skipped = {path for path, _ in (frames or stream).skipped}
     return comparison, [i for i, path in enumerate(images) if path not in skipped]
 
 

@@ -8,14 +8,20 @@
 Importing this imports no backend.
 """
 
+from .backends.engine_options import EngineOptions
+from .detections import Detection, Detections
 from .errors import BackendError, BundleError, HolocronError, ImageError, InputError
 from .model import Model, load
-from .results import Classification, Prediction, Region, Segmentation
+from .results import Classification, Prediction, Region, Segmentation, TopClasses
+from .video import open_video
 
 __all__ = [
     "BackendError",
     "BundleError",
     "Classification",
+    "Detection",
+    "Detections",
+    "EngineOptions",
     "HolocronError",
     "ImageError",
     "InputError",
@@ -23,5 +29,7 @@ __all__ = [
     "Prediction",
     "Region",
     "Segmentation",
+    "TopClasses",
     "load",
+    "open_video",
 ]

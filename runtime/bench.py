@@ -20,6 +20,7 @@ import numpy as np
 
 from .backends import BACKENDS, available_backends, check_threads, unavailable
 from .errors import BackendError, HolocronError
+from .feeds import FrameFeeder
 from .manifest import DTYPES, Manifest, TensorSpec, read_manifest
 
 # The same sys.path, so that the same packages are found; -c, so that the caller's script is not run again.
@@ -134,9 +135,15 @@ def _combinations(
         return [(precision, name) for name in names for precision in precisions]
     if not path.is_dir():
         return [(None, name) for name in names]  # a lone file is of one precision
-    has = {a.variant for a in read_manifest(path).artefacts if a.kind == "onnx"}
-    variants = [v for v in ("fp32", "fp16", "int8.cpu", "int8.trt") if v in has]
-    return [(v, name) for name in names for v in variants if _suits(v, name)]
+    artefacts = read_manifest(path).artefacts
+
+    def has(variant: str, backend: str) -> bool:
+        if BACKENDS[backend].opens == "engine":
+            return any(a.engine and a.engine.library == backend and a.variant == variant for a in artefacts)
+        return any(a.kind == "onnx" and a.variant == variant for a in artefacts)
+
+    variants = ("fp32", "fp16", "int8.cpu", "int8.trt")
+    return [(v, name) for name in names for v in variants if has(v, name) and _suits(v, name)]
 
 
 def _suits(variant: str, backend: str) -> bool:
@@ -205,9 +212,14 @@ def example_feeds(manifest: Manifest, batch: int = 1) -> dict[str, np.ndarray[An
         batch: size of dynamic dimensions
 
     Returns:
-        an array for each input: normally distributed for floating point, zeros for other types
+        an array for each input: normally distributed for floating point, zeros for other types; of a network that takes
+        frames, the largest that it takes and what belongs to them
     """
     generator = np.random.default_rng(0)
+    if manifest.frame is not None:
+        shape = (*manifest.frame.size, 3)
+        frames = [generator.integers(0, 256, shape, dtype=np.uint8) for _ in range(batch)]
+        return FrameFeeder(manifest)(frames)[0]
 
     def example(spec: TensorSpec) -> np.ndarray[Any, Any]:
         assert spec.dtype in DTYPES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import click
 from .backends import BACKENDS
 from .bench import BenchRow, benchmark
 from .cli_errors import USAGE, OneLineCommand, print_error
+from .detections import Detections
 from .errors import BackendError, BundleError, HolocronError, ImageError
-from .images import list_images
+from .images import list_images, open_image
 from .model import Model, load
 from .results import Segmentation
+from .stream import StreamAnswer, split_threads
 from .table import format_table
 from .tasks import Result, TaskBehaviour, task_behaviour
 
@@ -31,11 +33,17 @@ _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
     "--top", type=click.IntRange(1), help="Classes to print for each image; by default the likeliest, or all."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list, one object an image.")
-@click.option("--save", type=_FOLDER, help="Folder for the class map of each image, as a coloured PNG.")
+@click.option("--save", type=_FOLDER, help="Folder for each image's class map, or its boxes drawn on it.")
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="By default the best that suits the backend.")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="By default the best that is installed.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads; by default the physical cores.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Processor threads in all; by default the physical cores."
+)
 @click.option("--device", help="cpu, cuda:1, or a device of OpenVINO.")
+@click.option(
+    "--rebuild", is_flag=True, help="Build an engine where the bundle has none for this machine; takes minutes."
+)
+@click.option("--fast-decode", is_flag=True, help="Decode JPEG files at a fraction of their size, less exactly.")
 def run(
     bundle: Path,
     images: tuple[Path, ...],
@@ -46,17 +54,33 @@ def run(
     backend: str | None,
     threads: int | None,
     device: str | None,
+    rebuild: bool,
+    fast_decode: bool,
 ) -> int:
-    """Classify or segment each IMAGE with BUNDLE. A folder stands for the images in it, sorted.
+    """Classify, segment or find objects in each IMAGE with BUNDLE. A folder stands for the images in it, sorted.
 
-    Of a classifier the likeliest class is printed, of a segmenter the share of the pixels that each class has. An image
-    that cannot be taken is reported on stderr, the others are still answered, and the exit code is 2.
+    Of a classifier the likeliest class is printed, of a segmenter the share of the pixels that each class has, of a
+    detector every object. An image that cannot be taken is reported on stderr, the others are still answered, and the
+    exit code is 2.
+
+    Several images are worked on at once, as many as there are threads.
     """
-    with load(bundle, precision, backend, threads, device) as model:
+    files = _listed(images)
+    workers, threads_of_each = split_threads(threads, len(files))
+    with load(
+        bundle,
+        precision,
+        backend,
+        threads_of_each,
+        device,
+        fast_decode=fast_decode,
+        concurrency=workers,
+        rebuild=rebuild,
+    ) as model:
         behaviour = task_behaviour(model.manifest)
         saver = None if save is None else _Saver(save, model)
         top = top or behaviour.default_top
-        answers = [answer for image in images for answer in _answers(model, image, top, saver)]
+        answers = list(_answers(model, files, workers, top, saver))
     if as_json:
         click.echo(json.dumps(answers, indent=2, ensure_ascii=False))
     else:
@@ -65,11 +89,15 @@ def run(
 
 
 class _Saver:
-    """Writes class maps into a folder, each under the name of its image, with a number where two have the same."""
+    """Writes class maps, or images with boxes drawn on them, into a folder, each under the name of its image, with a
+    number where two have the same.
+    """
 
     def __init__(self, folder: Path, model: Model) -> None:
-        if model.task != "segmentation":
-            raise BundleError(f"--save writes class maps, which a bundle for {model.task} does not give: leave it out")
+        if model.task == "classification":
+            raise BundleError(
+                f"--save writes class maps and boxes, which a bundle for {model.task} does not give: leave it out"
+            )
         self._folder, self._taken = folder, set[str]()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -77,32 +105,60 @@ class _Saver:
             raise ImageError(f"cannot make the folder {folder}: {e.strerror or e}") from e
 
     def __call__(self, image: Path, result: Result) -> str:
-        assert isinstance(result, Segmentation)
+        assert isinstance(result, (Segmentation, Detections))
         name, number = image.stem, 1
         while name in self._taken:
             name, number = f"{image.stem}-{number}", number + 1
         self._taken.add(name)
         path = self._folder / f"{name}.png"
         try:
-            result.image().save(path)
+            (result.image() if isinstance(result, Segmentation) else result.draw(open_image(image))).save(path)
         except OSError as e:
             raise ImageError(f"cannot write {path}: {e.strerror or e}") from e
         return str(path)
 
 
-def _answers(model: Model, image: Path, top: int | None, saver: _Saver | None) -> Iterator[dict[str, Any]]:
-    """What the model says of an image, or of each image of a folder; an error takes the answer's place."""
+@dataclass(frozen=True)
+class _Listed:
+    """One image of the command line, or what is wrong with a folder that stands for several."""
+
+    path: Path
+    error: ImageError | None = None
+
+
+def _listed(images: tuple[Path, ...]) -> list[_Listed]:
+    """The images of the command line, those of its folders included."""
+    return [file for image in images for file in (_files_of(image) if image.is_dir() else [_Listed(image)])]
+
+
+def _files_of(folder: Path) -> list[_Listed]:
     try:
-        if image.is_dir():
-            for file in list_images(image):
-                yield from _answers(model, file, top, saver)
-        else:
-            result = model(image)
-            saved = {} if saver is None else {"saved": saver(image, result)}
-            yield {"image": str(image), **result.to_dict(top), **saved}
+        return [_Listed(path) for path in list_images(folder)]
+    except ImageError as e:
+        return [_Listed(folder, e)]
+
+
+def _answers(
+    model: Model, files: list[_Listed], workers: int, top: int | None, saver: _Saver | None
+) -> Iterator[dict[str, Any]]:
+    """What the model says of each image, in order; an error takes the answer's place."""
+    answers = model.stream((file.path for file in files if file.error is None), workers)
+    for file in files:
+        yield _entry(file, answers, top, saver)
+
+
+def _entry(file: _Listed, answers: Iterator[StreamAnswer], top: int | None, saver: _Saver | None) -> dict[str, Any]:
+    try:
+        if file.error is not None:
+            raise file.error
+        result = next(answers).get()
+        saved = {} if saver is None else {"saved": saver(file.path, result)}
+        for remark in result.remarks if isinstance(result, Detections) else ():
+            click.echo(f"warning: {file.path}: {remark}", err=True)
+        return {"image": str(file.path), **result.to_dict(top), **saved}
     except ImageError as e:
         print_error(str(e))
-        yield {"image": str(image), "error": str(e)}
+        return {"image": str(file.path), "error": str(e)}
 
 
 def _print_answers(answers: list[dict[str, Any]], behaviour: TaskBehaviour) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 import stat
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from .errors import BundleError
+from .json_reader import JsonReader, kind_of, shortened
+from .post_processing import PostProcessing, parse_post_processing
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -28,17 +29,19 @@ PRECISIONS = ("fp32", "fp16", "int8")
 SCHEMES = ("cpu", "trt")
 TASKS = ("classification", "detection", "segmentation")
 KINDS = ("onnx", "engine")
+HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 RESIZE_MODES = ("squish", "pad")
 PAD_MODES = ("constant", "edge", "reflect", "symmetric")
+CHANNEL_ORDERS = ("rgb", "bgr")
+FRAME_INPUT, ROWS_INPUT, COLUMNS_INPUT = "frame", "rows", "columns"
+"""Names of the inputs of a network that takes frames."""
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 DTYPES = ("float32", "float16", "uint8", "int32", "int64", "float64", "int8", "bool")
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
 _MAX_PIXELS_A_SIDE = 2**15
-_MAX_NUMBER = 1e30  # far inside float32, which numbers of the preprocessing become
 _MIN_STD = 1e-12
 _HEX = re.compile(r"[0-9a-f]{64}")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,41 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class FrameSpec:
+    """The frames that a network takes whose preprocessing is part of its graph: uint8 (N, h, w, 3).
+
+    Attributes:
+        channels: their order, `"rgb"` or `"bgr"`.
+        size: largest height and width in pixels; the only ones if the size is fixed.
+        fixed: whether every frame has that size. If not, the network takes the matrices that resize it as inputs too.
+    """
+
+    channels: str
+    size: tuple[int, int]
+    fixed: bool
+
+
+def frame_inputs(frame: FrameSpec, preprocessing: Preprocessing) -> tuple[TensorSpec, ...]:
+    """The inputs of a network that takes frames.
+
+    Args:
+        frame: which frames it takes
+        preprocessing: gives the size that they are resized to
+
+    Returns:
+        the frame, and where its size is not fixed the matrices of :class:`runtime.resampling.ResizeMatrices`
+    """
+    if frame.fixed:
+        return (TensorSpec(FRAME_INPUT, "uint8", ("batch", *frame.size, 3)),)
+    H, W = preprocessing.size
+    return (
+        TensorSpec(FRAME_INPUT, "uint8", ("batch", "height", "width", 3)),
+        TensorSpec(ROWS_INPUT, "float32", ("batch", H, "height")),
+        TensorSpec(COLUMNS_INPUT, "float32", ("batch", "width", W)),
+    )
+
+
+@dataclass(frozen=True)
 class EngineInfo:
     """What a serialized engine was built with: it opens nowhere else.
 
@@ -89,12 +127,26 @@ class EngineInfo:
         version: the library's version, e.g. `"10.3.0"`.
         compute_capability: of the GPU that it is for, e.g. `"8.7"`.
         max_batch: largest batch of its optimization profile.
+        hardware_compatibility: other GPUs that it is for, one of :data:`HARDWARE_COMPATIBILITY`: none, Ampere and
+            newer, those of its compute capability.
+        version_compatible: whether later versions of the same major version open it too. It then holds code that the
+            processor executes.
+        stripped: whether it is without its weights, which it gets from the bundle's ONNX file when it is opened.
+        dla_core: the deep learning accelerator that it is for; None for the GPU.
+        optimization_level: the builder's, 0 to 5; None for the library's default.
+        workspace_mib: memory that a layer might use when it was built, in MiB; None for all that there was.
     """
 
     library: str
     version: str
     compute_capability: str
     max_batch: int
+    hardware_compatibility: str = "none"
+    version_compatible: bool = False
+    stripped: bool = False
+    dla_core: int | None = None
+    optimization_level: int | None = None
+    workspace_mib: int | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +220,9 @@ class Manifest:
         preprocessing: how an image becomes the input.
         artefacts: the files that backends open; empty in an ONNX file's own metadata.
         provenance: what made it: versions, weights, seed, time. Information only; nothing is decided by it.
+        frame: the frames that the network takes, if resizing and normalization are part of its graph; None if it takes
+            what they give.
+        post_processing: what the graph makes of the network's own outputs; None if it gives those.
     """
 
     name: str
@@ -178,10 +233,19 @@ class Manifest:
     preprocessing: Preprocessing
     artefacts: tuple[Artefact, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    frame: FrameSpec | None = None
+    post_processing: PostProcessing | None = None
 
     def to_json(self) -> str:
         """The manifest as it stands in `manifest.json`."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        values = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        if self.frame is None:  # a key that older readers of this version do not know
+            del values["frame"]
+        if self.post_processing is None:
+            del values["post_processing"]
+        else:
+            values["post_processing"] = self.post_processing.to_dict()
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = MANIFEST_NAME) -> Manifest:
@@ -292,22 +356,16 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-class _Parser:
+class _Parser(JsonReader):
     """Turns decoded JSON into a :class:`Manifest`, naming the place of whatever is wrong."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def fail(self, place: str, message: str) -> BundleError:
-        return BundleError(f"{self.where}: {place} {message}")
 
     def manifest(self, data: Any) -> Manifest:
         if not isinstance(data, dict):
-            raise self.fail("the top level", f"is {_kind(data)}, expected an object")
+            raise self.fail("the top level", f"is {kind_of(data)}, expected an object")
         version = data.get("schema_version")
         if not isinstance(version, int) or isinstance(version, bool) or version != SCHEMA_VERSION:
             raise BundleError(
-                f"{self.where} has schema version {_short(version)}, this release reads version {SCHEMA_VERSION}: "
+                f"{self.where} has schema version {shortened(version)}, this release reads version {SCHEMA_VERSION}: "
                 "update holocron-edge, or export the model again with this one"
             )
         data = {k: v for k, v in data.items() if k != "schema_version"}
@@ -321,55 +379,17 @@ class _Parser:
             preprocessing=self.preprocessing(data["preprocessing"], "preprocessing"),
             artefacts=self.sequence(data.get("artefacts", []), "artefacts", self.artefact),
             provenance=self.mapping(data.get("provenance", {}), "provenance"),
+            frame=None if data.get("frame") is None else self.frame(data["frame"], "frame"),
+            post_processing=parse_post_processing(self, data.get("post_processing"), "post_processing"),
         )
         if not result.inputs or not result.outputs:
             raise self.fail("inputs and outputs", "need one entry at least")
+        if result.frame is not None and result.inputs != frame_inputs(result.frame, result.preprocessing):
+            raise self.fail("inputs", "are not those of a network that takes such frames")
         files = [a.file for a in result.artefacts]
         if len(set(files)) != len(files):
             raise self.fail("artefacts", "name the same file twice")
         return result
-
-    def keys(self, data: Mapping[str, Any], of: Any, place: str) -> None:
-        known = {f.name for f in fields(of)}
-        needed = {f.name for f in fields(of) if not _has_default(f)}
-        unknown, missing = sorted(set(data) - known), sorted(needed - set(data))
-        if unknown:
-            raise self.fail(place, f"has the unknown key {_short(unknown[0])}")
-        if missing:
-            raise self.fail(place, f"lacks the key {missing[0]!r}")
-
-    def mapping(self, value: Any, place: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self.fail(place, f"is {_kind(value)}, expected an object")
-        return value
-
-    def sequence(self, value: Any, place: str, item: Callable[[Any, str], _T]) -> tuple[_T, ...]:
-        if not isinstance(value, list):
-            raise self.fail(place, f"is {_kind(value)}, expected a list")
-        return tuple(item(v, f"{place}[{i}]") for i, v in enumerate(value))
-
-    def text(self, value: Any, place: str) -> str:
-        if not isinstance(value, str):
-            raise self.fail(place, f"is {_kind(value)}, expected a string")
-        if any("\ud800" <= c <= "\udfff" for c in value):
-            raise self.fail(place, f"is {_short(value)}, which is not Unicode text")
-        return value
-
-    def choice(self, value: Any, place: str, choices: tuple[str, ...]) -> str:
-        if value not in choices or not isinstance(value, str):
-            raise self.fail(place, f"is {_short(value)}, expected one of {', '.join(choices)}")
-        return value
-
-    def integer(self, value: Any, place: str, lowest: int, highest: int) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-            raise self.fail(place, f"is {_short(value)}, expected an integer from {lowest} to {highest}")
-        return value
-
-    def number(self, value: Any, place: str) -> float:
-        # Compared, not converted: math.isfinite overflows on an integer of 400 digits.
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= _MAX_NUMBER:
-            raise self.fail(place, f"is {_short(value)}, expected a finite number")
-        return float(value)
 
     def tensor(self, value: Any, place: str) -> TensorSpec:
         data = self.mapping(value, place)
@@ -402,6 +422,15 @@ class _Parser:
             interpolation=self.choice(data.get("interpolation", "bilinear"), f"{place}.interpolation", INTERPOLATIONS),
         )
 
+    def frame(self, value: Any, place: str) -> FrameSpec:
+        data = self.mapping(value, place)
+        self.keys(data, FrameSpec, place)
+        size = self.sequence(data["size"], f"{place}.size", lambda v, p: self.integer(v, p, 1, _MAX_PIXELS_A_SIDE))
+        if len(size) != 2:
+            raise self.fail(f"{place}.size", "needs 2 values")
+        channels = self.choice(data["channels"], f"{place}.channels", CHANNEL_ORDERS)
+        return FrameSpec(channels, (size[0], size[1]), self.boolean(data["fixed"], f"{place}.fixed"))
+
     def artefact(self, value: Any, place: str) -> Artefact:
         data = self.mapping(value, place)
         self.keys(data, Artefact, place)
@@ -409,11 +438,11 @@ class _Parser:
         scheme = data.get("scheme")
         if (scheme is not None) != (precision == "int8"):
             raise self.fail(
-                f"{place}.scheme", f"is {_short(scheme)} with precision {precision}: int8 has one, others none"
+                f"{place}.scheme", f"is {shortened(scheme)} with precision {precision}: int8 has one, others none"
             )
         digest = self.text(data["sha256"], f"{place}.sha256")
         if not _HEX.fullmatch(digest):
-            raise self.fail(f"{place}.sha256", f"is {_short(digest)}, expected 64 lower-case hexadecimal digits")
+            raise self.fail(f"{place}.sha256", f"is {shortened(digest)}, expected 64 lower-case hexadecimal digits")
         engine, verification = data.get("engine"), data.get("verification")
         kind = self.choice(data["kind"], f"{place}.kind", KINDS)
         if (engine is not None) != (kind == "engine"):
@@ -434,7 +463,7 @@ class _Parser:
         path = PurePosixPath(text)
         inside = text and not path.is_absolute() and ".." not in path.parts and "\\" not in text and "\0" not in text
         if not inside or ":" in text or path == PurePosixPath("."):
-            raise self.fail(place, f"is {_short(text)}, expected a relative path inside the bundle")
+            raise self.fail(place, f"is {shortened(text)}, expected a relative path inside the bundle")
         return text
 
     def engine(self, value: Any, place: str) -> EngineInfo:
@@ -445,6 +474,14 @@ class _Parser:
             version=self.text(data["version"], f"{place}.version"),
             compute_capability=self.text(data["compute_capability"], f"{place}.compute_capability"),
             max_batch=self.integer(data["max_batch"], f"{place}.max_batch", 1, 2**16),
+            hardware_compatibility=self.choice(
+                data.get("hardware_compatibility", "none"), f"{place}.hardware_compatibility", HARDWARE_COMPATIBILITY
+            ),
+            version_compatible=self.boolean(data.get("version_compatible", False), f"{place}.version_compatible"),
+            stripped=self.boolean(data.get("stripped", False), f"{place}.stripped"),
+            dla_core=self.optional_integer(data, "dla_core", place, 0, 15),
+            optimization_level=self.optional_integer(data, "optimization_level", place, 0, 5),
+            workspace_mib=self.optional_integer(data, "workspace_mib", place, 1, 2**20),
         )
 
     def verification(self, value: Any, place: str) -> Verification:
@@ -463,18 +500,3 @@ class _Parser:
             backend=self.text(data.get("backend", "onnxruntime"), f"{place}.backend"),
             **optional,
         )
-
-
-def _has_default(f: Any) -> bool:
-    from dataclasses import MISSING
-
-    return f.default is not MISSING or f.default_factory is not MISSING
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value)  # an error stays one line, whatever a hostile manifest holds
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

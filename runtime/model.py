@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import BACKENDS, available_backends, check_threads, open_session, preferred_backends, unavailable
+from .backends import (
+    BACKENDS,
+    EngineOptions,
+    available_backends,
+    check_threads,
+    open_session,
+    preferred_backends,
+    unavailable,
+)
 from .backends.base import Array, Session, closed_error
 from .errors import BackendError, BundleError, ImageError
+from .feeds import make_feeder
 from .images import ImageSource
-from .manifest import METADATA_KEY, VARIANT_KEY, Artefact, Manifest, TensorSpec, artefact_path, read_manifest
+from .manifest import METADATA_KEY, VARIANT_KEY, Artefact, Manifest, artefact_path, read_manifest
+from .network_check import check_network
 from .onnx_metadata import read_metadata
 from .preprocess import Preprocessor
 from .tasks import Result, task_behaviour
+
+if TYPE_CHECKING:
+    from .stream import StreamAnswer
 
 _ALIASES = {"float32": "fp32", "float16": "fp16"}
 _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
@@ -45,7 +58,13 @@ class Model:
     """
 
     def __init__(
-        self, manifest: Manifest, session: Session, precision: str, threads: int, artefact: Artefact | None = None
+        self,
+        manifest: Manifest,
+        session: Session,
+        precision: str,
+        threads: int,
+        artefact: Artefact | None = None,
+        fast_decode: bool = False,
     ) -> None:
         self.manifest = manifest
         self.task = manifest.task
@@ -56,9 +75,12 @@ class Model:
         self.device = session.device
         self.threads = threads
         self.session = session
-        self._preprocessor = Preprocessor(manifest.preprocessing)
+        self._preprocessor = Preprocessor(manifest.preprocessing, fast_decode)
+        self._feeder = make_feeder(manifest, self._preprocessor)
         self._behaviour = task_behaviour(manifest)
-        self._fixed_batch = _check_network(manifest, session)
+        self._fixed_batch = check_network(manifest, session)
+        # What an engine takes at once ends somewhere, what an ONNX file takes does not.
+        self._largest_batch = artefact.engine.max_batch if artefact is not None and artefact.engine else None
         self._chunk = _chunk(manifest)
         self._closed = False
 
@@ -69,15 +91,16 @@ class Model:
     def __call__(self, image: Sequence[ImageSource]) -> list[Result]: ...
 
     def __call__(self, image: Any) -> Any:
-        """Classify or segment one image or several.
+        """Classify, segment or find objects in one image or several.
 
         Args:
             image: a path, a Pillow image or a uint8 array `(H, W, 3)`; or a list of those; or a uint8 array
                 `(N, H, W, 3)`
 
         Returns:
-            a :class:`~runtime.results.Classification` or a :class:`~runtime.results.Segmentation`, as the task is; for
-            several images a list of them in their order
+            as the task is, a :class:`~runtime.results.Classification`, or :class:`~runtime.results.TopClasses` where
+            the network gives those alone; a :class:`~runtime.results.Segmentation`; or
+            :class:`~runtime.detections.Detections`; for several images a list of them in their order
 
         Raises:
             ImageError: if one is not an image that can be taken
@@ -106,10 +129,27 @@ class Model:
             BackendError: if the network fails, answers with NaN, or the model is closed
         """
         images = _several(image)
-        return self._run(self._preprocessor.batch([image] if images is None else images))  # type: ignore[list-item]
+        return {} if images is not None and not len(images) else self._run(self.feeds(image))
+
+    def feeds(self, image: ImageSource | Sequence[ImageSource]) -> dict[str, Array]:
+        """What the network is fed for one image or several: `session.run` accepts it.
+
+        Args:
+            image: one image, or N images, 1 at least, as a call takes them
+
+        Returns:
+            the inputs by name, each of N entries in its first dimension (1 for one image)
+
+        Raises:
+            ImageError: if one is not an image that can be taken, or a frame is larger than the network takes
+        """
+        images = _several(image)
+        if images is not None and not len(images):
+            raise ImageError("there are no images to feed to the network: give one at least")
+        return self._feeder([image] if images is None else images)[0]  # type: ignore[list-item]
 
     def preprocess(self, image: ImageSource | Sequence[ImageSource]) -> NDArray[np.float32]:
-        """The array that the network takes for one image or several: `session.run` accepts it.
+        """One image or several, resized and normalized: what a network takes that is not fed with frames.
 
         Args:
             image: one image, or a list of N images
@@ -120,9 +160,32 @@ class Model:
         Raises:
             ImageError: if one is not an image that can be taken
         """
-        if isinstance(image, (list, tuple)):
-            return self._preprocessor.batch(image)
-        return self._preprocessor(image)[None]  # type: ignore[arg-type]
+        images = _several(image)
+        return self._preprocessor.batch([image] if images is None else images)  # type: ignore[list-item]
+
+    def stream(self, images: Iterable[ImageSource], workers: int | None = None) -> Iterator[StreamAnswer]:
+        """Answer one image after the other, several of them in the making: reading and decoding overlap with the
+        network and with what is made of its outputs.
+
+        Args:
+            images: paths, Pillow images or uint8 arrays, which need not be all there yet: a generator may wait for a
+                camera, see :func:`runtime.open_video`. It is read in a thread of its own, a few images ahead. An array
+                is not to be changed before its answer has come. A generator is closed at the end
+            workers: images at once; by default as many as the model's threads leave room for, two at least.
+                `concurrency` of :func:`load` lets their networks run at the same time
+
+        Returns:
+            an iterator of answers in the order of the images; an image that cannot be taken is an answer with an error.
+            Closing it, or an error, ends all that is under way
+
+        Raises:
+            TypeError: if workers is not an integer
+            ValueError: if workers is below 1
+            BackendError: while iterating, if the network fails; whatever the source raises comes through, too
+        """
+        from .stream import stream  # the threads' machinery, which `import runtime` can do without
+
+        return stream(self, images, workers)
 
     def close(self) -> None:
         """Release the network; calling it twice is allowed, classifying afterwards is a BackendError."""
@@ -144,27 +207,25 @@ class Model:
         )
 
     def _answers(self, images: Sequence[ImageSource], first: int = 0) -> list[Result]:
-        batch, sizes = self._preprocessor.batch_with_sizes(images, first)
-        return self._behaviour.answers(self.manifest, self._run(batch), sizes)
+        feeds, sizes = self._feeder(images, first)
+        return self._behaviour.answers(self.manifest, self._run(feeds), sizes)
 
-    def _run(self, batch: NDArray[np.float32]) -> dict[str, Array]:
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         if self._closed:
             raise closed_error(self.backend)
-        spec = self.manifest.inputs[0]
-        batch = batch.astype(spec.dtype, copy=False)
-        step = self._fixed_batch or len(batch)
+        count = len(next(iter(feeds.values())))
+        step = self._fixed_batch or min(count, self._largest_batch or count)
         parts = []
-        for start in range(0, len(batch), step or 1):
-            part = batch[start : start + step]
-            missing = step - len(part)
-            fed = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]) if missing else part
-            outputs = self.session.run({spec.name: fed})
-            parts.append({name: array[: len(part)] for name, array in outputs.items()})
+        for start in range(0, count, step):
+            part = {name: array[start : start + step] for name, array in feeds.items()}
+            filled = min(step, count - start)
+            outputs = self.session.run({name: _filled_up(array, step) for name, array in part.items()})
+            parts.append({name: array[:filled] for name, array in outputs.items()})
         for outputs in parts:
             self._check_finite(outputs)
         if len(parts) == 1:
             return parts[0]
-        return {name: np.concatenate([outputs[name] for outputs in parts]) for name in parts[0]} if parts else {}
+        return {name: np.concatenate([outputs[name] for outputs in parts]) for name in parts[0]}
 
     def _check_finite(self, outputs: Mapping[str, Array]) -> None:
         for array in outputs.values():
@@ -177,11 +238,12 @@ class Model:
 
 @dataclass(frozen=True)
 class _Source:
-    """What lies at a path: a manifest, and an artefact of the bundle (or a lone ONNX file) for each precision."""
+    """What lies at a path: a manifest, an ONNX file of the bundle (or a lone one) for each precision, and engines."""
 
     path: Path
     manifest: Manifest
     artefacts: Mapping[str, Artefact | None]
+    engines: tuple[Artefact, ...] = ()
 
     def file(self, variant: str) -> Path:
         artefact = self.artefacts[variant]
@@ -194,17 +256,30 @@ def load(
     backend: str | None = None,
     threads: int | None = None,
     device: str | int | None = None,
+    *,
+    fast_decode: bool = False,
+    concurrency: int = 1,
+    engine: EngineOptions | None = None,
+    rebuild: bool = False,
 ) -> Model:
     """Open a bundle with the best backend and precision that there are here, or with those asked for.
 
     Args:
-        path: a bundle's folder, or an ONNX file out of one
+        path: a bundle's folder, an ONNX file out of one, or an engine in one
         precision: `"fp32"`, `"fp16"`, `"int8"` (of the scheme that suits the backend), `"int8.cpu"` or `"int8.trt"`; by
             default INT8 of the scheme that suits the backend, then what it runs fastest
-        backend: `"onnxruntime"`, `"openvino"`, `"onnxruntime-cuda"` or `"onnxruntime-tensorrt"`; by default the first
-            of :func:`runtime.backends.available_backends` that opens the network
+        backend: `"tensorrt"` or `"tensorrt_rtx"`, which run the bundle's engines; `"onnxruntime"`, `"openvino"`,
+            `"onnxruntime-cuda"` or `"onnxruntime-tensorrt"`, which run its ONNX files; by default the first of
+            :func:`runtime.backends.available_backends` that opens the network
         threads: processor threads of one call, 1 to 1024; by default the physical cores that this process may use
         device: a GPU's number or `"cuda:1"`, `"cpu"`, or one of OpenVINO's devices, e.g. `"gpu"`; by default the first
+        fast_decode: decode JPEG files at a fraction of their size where the network needs no more: several times
+            faster, and the pixels differ a little. For networks that take images, not frames.
+        concurrency: calls that are to run at the same time without waiting for each other, 1 to 1024, each on so many
+            threads; any number of threads may call the model nonetheless
+        engine: how an engine is run
+        rebuild: where the bundle has no engine for this machine's GPU and TensorRT, build one from its ONNX file, which
+            takes minutes, and add it to the bundle
 
     Returns:
         the model, ready to be called
@@ -216,23 +291,31 @@ def load(
         ValueError: if threads is out of range
     """
     threads = check_threads(threads)
+    check_threads(concurrency, "concurrency")
     source = _open(Path(path))
+    if fast_decode and source.manifest.frame is not None:
+        raise BundleError(f"{source.manifest.name} takes frames as they are: leave fast_decode out")
     wanted = _precision(precision)
+    libraries = {a.engine.library for a in source.engines if a.engine is not None}
+    if backend is None and not source.artefacts and len(libraries) == 1:
+        (backend,) = libraries  # nothing else opens it, so what is said is why that does not
     first_error: BackendError | None = None
+    artefact: Artefact | None
     for name in _candidates(backend, device):
         try:
-            variant = _variant(source, wanted, name)
+            if BACKENDS[name].opens == "engine":
+                built, session = _open_engine(source, wanted, name, device, engine, rebuild)
+                artefact, variant = built, built.variant
+            else:
+                variant = _variant(source, wanted, name)
+                file = source.file(variant)  # a changed file is an error, not a reason to take another
+                session = open_session(file, name, threads, device, variant, concurrency=concurrency)
+                artefact = source.artefacts[variant]
         except BackendError as e:
             first_error = first_error or e
             continue
-        file = source.file(variant)  # a changed file is an error, not a reason to take another
         try:
-            session = open_session(file, name, threads, device, variant)
-        except BackendError as e:
-            first_error = first_error or e
-            continue
-        try:
-            return Model(source.manifest, session, variant, threads, source.artefacts[variant])
+            return Model(source.manifest, session, variant, threads, artefact, fast_decode)
         except BaseException:
             session.close()
             raise
@@ -251,11 +334,14 @@ def _open(path: Path) -> _Source:
         for artefact in manifest.artefacts:
             if artefact.kind == "onnx":
                 artefacts.setdefault(artefact.variant, artefact)
-        if not artefacts:
+        engines = tuple(a for a in manifest.artefacts if a.kind == "engine")
+        if not artefacts and not engines:
             raise BundleError(f"{path} has no ONNX file: export the model again")
-        return _Source(path, manifest, artefacts)
+        return _Source(path, manifest, artefacts, engines)
     if not is_file:
         raise BundleError(f"{path} is not there: expected a bundle's folder or an ONNX file")
+    if path.suffix == ".engine":
+        return _engine_of_a_bundle(path)
     metadata = read_metadata(path)
     if METADATA_KEY not in metadata:
         raise BundleError(
@@ -264,6 +350,41 @@ def _open(path: Path) -> _Source:
         )
     manifest = Manifest.from_json(metadata[METADATA_KEY], f"the metadata of {path}")
     return _Source(path, manifest, {metadata.get(VARIANT_KEY, _UNKNOWN): None})
+
+
+def _engine_of_a_bundle(path: Path) -> _Source:
+    """An engine is opened with what the manifest beside it says, or not at all: it executes what is in it."""
+    try:
+        manifest = read_manifest(path.parent)
+    except BundleError as e:
+        raise BundleError(
+            f"{path} is an engine without a manifest beside it, so nothing vouches for it and its labels are not "
+            "known: open its bundle, or the bare engine with runtime.backends.open_session(..., trust=True)"
+        ) from e
+    engines = tuple(a for a in manifest.artefacts if a.kind == "engine" and a.file == path.name)
+    if not engines:
+        raise BundleError(
+            f"{path} is not in the manifest beside it, so nothing vouches for it: export the bundle again"
+        )
+    return _Source(path.parent, manifest, {}, engines)
+
+
+def _open_engine(
+    source: _Source,
+    wanted: str | None,
+    library: str,
+    device: str | int | None,
+    options: EngineOptions | None,
+    rebuild: bool,
+) -> tuple[Artefact, Session]:
+    if not source.path.is_dir():
+        raise BackendError(f"{source.path} is an ONNX file, and {library} opens engines: open the bundle's folder")
+    from .engines import open_engine
+
+    variants: Sequence[str] = BACKENDS[library].variants
+    if wanted is not None:
+        variants = ("int8.trt" if wanted == "int8" else wanted,)
+    return open_engine(source.path, source.manifest, source.engines, library, variants, device, options, rebuild)
 
 
 def _precision(precision: str | None) -> str | None:
@@ -297,6 +418,8 @@ def _candidates(backend: str | None, device: str | int | None) -> Sequence[str]:
 
 def _variant(source: _Source, wanted: str | None, backend: str) -> str:
     has = list(source.artefacts)
+    if not has:
+        raise BackendError(f"{source.path} has no ONNX file, which {backend} opens: export the model again")
     if wanted is None:
         order = [v for v in BACKENDS[backend].variants if v in has] or has
         return order[0]
@@ -316,49 +439,15 @@ def _several(image: Any) -> Sequence[ImageSource] | None:
     return image if isinstance(image, (list, tuple)) else None
 
 
+def _filled_up(array: Array, count: int) -> Array:
+    """An array of that many entries, zeros behind those that are there."""
+    missing = count - len(array)
+    return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]) if missing else array
+
+
 def _chunk(manifest: Manifest) -> int:
     """How many images to feed at once, so that their outputs stay small; what is not known counts as one."""
     values = sum(math.prod(d for d in spec.shape[1:] if isinstance(d, int)) for spec in manifest.outputs)
+    if manifest.frame is not None:
+        values += 3 * math.prod(manifest.frame.size)
     return max(1, min(_CHUNK, _CHUNK_VALUES // values))
-
-
-def _check_network(manifest: Manifest, session: Session) -> int | None:
-    """Check that the network is the one that the manifest describes; return its batch if that is fixed."""
-    if len(manifest.inputs) != 1 or len(session.inputs) != 1:
-        raise BundleError(f"{manifest.name}: a network of images has one input; export the model again")
-    _check_tensor(manifest, manifest.inputs[0], session.inputs[0])
-    found = {spec.name: spec for spec in session.outputs}
-    if len(found) != len(manifest.outputs) or not all(spec.name in found for spec in manifest.outputs):
-        raise BundleError(
-            f"{manifest.name}: the manifest says the outputs {', '.join(repr(s.name) for s in manifest.outputs)}, the "
-            f"network has {', '.join(map(repr, found))}; export the model again"
-        )
-    for spec in manifest.outputs:
-        _check_tensor(manifest, spec, found[spec.name])
-        if not _fits(spec.shape[1:], found[spec.name].shape[1:]):
-            raise BundleError(
-                f"{manifest.name}: the manifest says {spec.name!r} of {spec.shape}, the network has "
-                f"{found[spec.name].shape}; export the model again"
-            )
-    shape = session.inputs[0].shape
-    fed = (3, *manifest.preprocessing.size)
-    if len(shape) != 4 or not _fits(fed, shape[1:]):
-        raise BundleError(
-            f"{manifest.name}: the network takes {shape}, preprocessing gives {fed}; export the model again"
-        )
-    return shape[0] if isinstance(shape[0], int) else None
-
-
-def _check_tensor(manifest: Manifest, said: TensorSpec, found: TensorSpec) -> None:
-    if (said.name, said.dtype) != (found.name, found.dtype):
-        raise BundleError(
-            f"{manifest.name}: the manifest says {said.name!r} of {said.dtype}, the network has {found.name!r} of "
-            f"{found.dtype}; export the model again"
-        )
-
-
-def _fits(said: Sequence[int | str], found: Sequence[int | str]) -> bool:
-    """Whether two shapes can be of one tensor: of equal length, and equal wherever both are numbers."""
-    return len(said) == len(found) and all(
-        not isinstance(a, int) or not isinstance(b, int) or a == b for a, b in zip(said, found, strict=True)
-    )

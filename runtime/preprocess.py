@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .images import ImageSource, open_image
+from .images import ImageSource, OpenedImage, open_image, open_reduced
 from .manifest import Preprocessing
 
-__all__ = ["Preprocessor", "open_image", "padded_box", "padded_size", "resize"]
+__all__ = ["Preprocessor", "open_image", "padded_box", "padded_size", "resize", "resize_rows"]
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -26,6 +26,8 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# A decoder reduces with a filter of its own. Twice the size leaves enough to ours to hide that.
+_SPARE = 2
 _PadMode = Literal["constant", "edge", "reflect", "symmetric"]
 
 
@@ -74,17 +76,40 @@ def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     Returns:
         an image of `preprocessing.size`; the same object if it has that size already
     """
-    H, W = preprocessing.size
-    if (image.height, image.width) == (H, W):
+    return resize_opened(OpenedImage(image, (image.height, image.width)), preprocessing)
+
+
+def resize_opened(opened: OpenedImage, preprocessing: Preprocessing) -> Image.Image:
+    """Resize an image that may have been decoded at a fraction of its size.
+
+    Args:
+        opened: the image
+        preprocessing: gives the size, the filter, and what happens to the aspect ratio
+
+    Returns:
+        as :func:`resize` does
+    """
+    image, box, (H, W) = opened.image, opened.box, preprocessing.size
+    if opened.size == (H, W):
         return image
-    resample = _FILTERS[preprocessing.interpolation]
-    if preprocessing.resize == "squish":
-        return image.resize((W, H), resample)
-    top, left, height, width = padded_box(image.height, image.width, preprocessing)
-    if (image.height, image.width) != (height, width):
-        image = image.resize((width, height), resample)
+    top, left, height, width = padded_box(*opened.size, preprocessing)
+    if opened.size != (height, width):
+        image = image.resize((width, height), _FILTERS[preprocessing.interpolation], box)
+    if (height, width) == (H, W):
+        return image
     around = ((top, H - height - top), (left, W - width - left), (0, 0))
     return Image.fromarray(np.pad(np.asarray(image), around, mode=cast("_PadMode", preprocessing.pad_mode)))
+
+
+def resize_rows(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Bring an RGB image to its final number of rows, padding left out, and leave its columns as they are.
+
+    Args:
+        image: of mode RGB
+        preprocessing: gives the size, the filter, and what happens to the aspect ratio
+    """
+    _, _, height, _ = padded_box(image.height, image.width, preprocessing)
+    return image.resize((image.width, height), _FILTERS[preprocessing.interpolation])
 
 
 class Preprocessor:
@@ -92,10 +117,13 @@ class Preprocessor:
 
     Args:
         preprocessing: size, resizing and normalization
+        fast_decode: decode JPEG files at the smallest of 1/8, 1/4, 1/2 and 1/1 of their size that is twice the size
+            they are resized to: two to four times faster, and the pixels are off by a fraction of one of 255 levels
     """
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, preprocessing: Preprocessing, fast_decode: bool = False) -> None:
         self.preprocessing = preprocessing
+        self._enough = self._size_of_image if fast_decode else None
         # The float32 nearest to each decimal number, then float32 arithmetic: a float64 step would change last bits.
         self._mean = np.array(preprocessing.mean, np.float32)
         self._std = np.array(preprocessing.std, np.float32)
@@ -143,11 +171,15 @@ class Preprocessor:
         return out, sizes
 
     def _into(self, image: ImageSource, name: str | None, out: NDArray[np.float32]) -> tuple[int, int]:
-        opened = open_image(image, name)
+        opened = open_reduced(image, name, self._enough)
         # Plane by plane: Pillow separates the channels faster than numpy reads them with a stride of three.
-        planes = resize(opened, self.preprocessing).split()
+        planes = resize_opened(opened, self.preprocessing).split()
         for plane, mean, std, target in zip(planes, self._mean, self._std, out, strict=True):
             np.divide(np.asarray(plane), np.float32(255), out=target, dtype=np.float32)
             target -= mean
             target /= std
-        return opened.height, opened.width
+        return opened.size
+
+    def _size_of_image(self, height: int, width: int) -> tuple[int, int]:
+        _, _, inner_height, inner_width = padded_box(height, width, self.preprocessing)
+        return _SPARE * inner_height, _SPARE * inner_width

@@ -44,6 +44,17 @@ class Classification:
         if self.logits.ndim != 1 or len(self.labels) != self.logits.size or not self.labels:
             raise ValueError(f"{len(self.labels)} labels do not fit logits of shape {self.logits.shape}")
 
+    @classmethod
+    def from_probabilities(cls, probabilities: NDArray[np.float32], labels: tuple[str, ...]) -> Classification:
+        """An answer of a network that gives probabilities: their logarithms serve as logits, to which a constant may be
+        added without changing what they say.
+
+        Args:
+            probabilities: float32 array of shape `(classes,)`, of sum 1
+            labels: one name a class
+        """
+        return cls(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)), labels)
+
     def top(self, k: int = 5) -> list[Prediction]:
         """The likeliest classes.
 
@@ -99,6 +110,57 @@ class Classification:
         return f"Classification({self.label!r}, score={self.score:.4f}, {others} other classes)"
 
 
+@dataclass(frozen=True, eq=False)
+class TopClasses:
+    """The likeliest classes of one image, of a network that gives no more than those.
+
+    Attributes:
+        predictions: likeliest first, 1 at least.
+    """
+
+    predictions: tuple[Prediction, ...]
+
+    def __post_init__(self) -> None:
+        if not self.predictions:
+            raise ValueError("there is no class: expected one at least")
+
+    def top(self, k: int = 5) -> list[Prediction]:
+        """The likeliest classes.
+
+        Args:
+            k: how many, 1 at least; all there are if those are fewer
+
+        Raises:
+            ValueError: if k is below 1
+        """
+        if k < 1:
+            raise ValueError(f"k is {k}, expected 1 at least")
+        return list(self.predictions[:k])
+
+    @property
+    def index(self) -> int:
+        """Index of the likeliest class."""
+        return self.predictions[0].index
+
+    @property
+    def label(self) -> str:
+        """Name of the likeliest class."""
+        return self.predictions[0].label
+
+    @property
+    def score(self) -> float:
+        """Probability of the likeliest class, 0 to 1."""
+        return self.predictions[0].score
+
+    def to_dict(self, k: int | None = None) -> dict[str, Any]:
+        """The answer in plain values: see :meth:`Classification.to_dict`."""
+        top = [{"label": p.label, "index": p.index, "score": p.score} for p in self.top(5 if k is None else k)]
+        return {**top[0], "top": top}
+
+    def __repr__(self) -> str:
+        return f"TopClasses({self.label!r}, score={self.score:.4f}, {len(self.predictions) - 1} other classes)"
+
+
 @dataclass(frozen=True)
 class Region:
     """All pixels of one class.
@@ -124,12 +186,16 @@ class Segmentation:
         labels: one name a class.
         frame_size: height and width in pixels of the image that was given.
         preprocessing: how that image became the network's input.
+        fits_frame: whether the class map is that of the image's pixels already.
+        probabilities: float32 array `(classes, h, w)`, softmax over the classes, where the network gives it.
     """
 
     class_map: NDArray[np.uint8] | NDArray[np.int32]
     labels: tuple[str, ...]
     frame_size: tuple[int, int]
     preprocessing: Preprocessing
+    fits_frame: bool = False
+    probabilities: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.class_map.ndim != 2 or not self.class_map.size or not self.labels:
@@ -144,11 +210,10 @@ class Segmentation:
         Returns:
             class map of the image's height and width, of the same type
         """
-        H, W = self.preprocessing.size
-        height, width = self.frame_size
-        top, left, inner_height, inner_width = padded_box(height, width, self.preprocessing)
-        rows = _nearest(height, inner_height, top, H, self.class_map.shape[0])
-        columns = _nearest(width, inner_width, left, W, self.class_map.shape[1])
+        if self.fits_frame:
+            return self.class_map
+        cells = (self.class_map.shape[0], self.class_map.shape[1])
+        rows, columns = cells_of_pixels(cells, self.preprocessing, self.frame_size)
         return self.class_map[rows[:, None], columns]
 
     def regions(self, k: int | None = None) -> list[Region]:
@@ -180,7 +245,7 @@ class Segmentation:
         if resized.dtype != np.uint8:
             return Image.fromarray(resized.astype(np.uint16))
         image = Image.fromarray(resized, "L")
-        image.putpalette(_palette(256).tobytes())
+        image.putpalette(palette(256).tobytes())
         return image
 
     def to_dict(self, k: int | None = None) -> dict[str, Any]:
@@ -201,6 +266,28 @@ class Segmentation:
         return f"Segmentation({height}×{width}, {largest.label!r} on {largest.share:.1%} of it)"
 
 
+def cells_of_pixels(
+    cells: tuple[int, int], preprocessing: Preprocessing, frame_size: tuple[int, int] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each row and column of an image, the cell of a network's answer that its centre falls into.
+
+    Args:
+        cells: height and width of the answer, which covers the whole input
+        preprocessing: how the image becomes the network's input
+        frame_size: height and width of the image in pixels; None for the network's input itself
+
+    Returns:
+        indices of rows `(height,)` and of columns `(width,)`
+    """
+    H, W = preprocessing.size
+    height, width = frame_size or (H, W)
+    top, left, inner_height, inner_width = (0, 0, H, W)
+    if frame_size is not None:
+        top, left, inner_height, inner_width = padded_box(height, width, preprocessing)
+    rows = _nearest(height, inner_height, top, H, cells[0])
+    return rows, _nearest(width, inner_width, left, W, cells[1])
+
+
 def _nearest(length: int, inner: int, offset: int, outer: int, cells: int) -> NDArray[np.int64]:
     """For each of `length` pixels, the cell that its centre falls into, where they fill `inner` of `outer` pixels, from
     `offset` on, and the cells fill all of `outer`. Integers: no rounding decides.
@@ -209,7 +296,7 @@ def _nearest(length: int, inner: int, offset: int, outer: int, cells: int) -> ND
     return np.asarray(np.minimum(centres * cells // (2 * length * outer), cells - 1), np.int64)
 
 
-def _palette(colours: int) -> NDArray[np.uint8]:
+def palette(colours: int) -> NDArray[np.uint8]:
     """RGB colours that differ as much as they can early on: the bits of the index, lowest first, become the highest
     bits of red, green and blue in turn, as in the label images of Pascal VOC.
     """

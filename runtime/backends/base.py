@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,22 @@ def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds) -> dict[str, Array
     Raises:
         InputError: if a name, element type or shape is wrong, or a value is NaN or infinite
     """
+    return {spec.name: check_array(spec, value) for spec, value in named_feeds(inputs, feeds)}
+
+
+def named_feeds(inputs: tuple[TensorSpec, ...], feeds: Any) -> list[tuple[TensorSpec, Any]]:
+    """Which value is for which input, whatever the values are.
+
+    Args:
+        inputs: what the network takes
+        feeds: the inputs by name, or the one input's value alone
+
+    Returns:
+        each input with its value, in the order of `inputs`
+
+    Raises:
+        InputError: if a name is unknown or missing
+    """
     if not isinstance(feeds, Mapping):
         if len(inputs) != 1:
             raise InputError(f"the network takes {len(inputs)} inputs, {_names(inputs)}: pass them by name")
@@ -74,7 +90,7 @@ def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Feeds) -> dict[str, Array
     for spec in inputs:
         if spec.name not in feeds:
             raise InputError(f"the input {spec.name!r} is missing: the network takes {_names(inputs)}")
-    return {spec.name: _check(spec, feeds[spec.name]) for spec in inputs}
+    return [(spec, feeds[spec.name]) for spec in inputs]
 
 
 def closed_error(backend: str) -> BackendError:
@@ -88,7 +104,15 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _check(spec: TensorSpec, array: Array) -> Array:
+def check_array(spec: TensorSpec, array: Array) -> Array:
+    """Check an array in host memory that is about to be fed to an input.
+
+    Returns:
+        the array itself if it is contiguous, otherwise a contiguous copy
+
+    Raises:
+        InputError: if it is no array, its element type or shape is wrong, or a value is NaN or infinite
+    """
     if not isinstance(array, np.ndarray):
         raise InputError(f"the input {spec.name!r} is a {type(array).__name__}: expected a numpy array")
     if array.dtype != np.dtype(spec.dtype):
@@ -96,16 +120,24 @@ def _check(spec: TensorSpec, array: Array) -> Array:
             f"the input {spec.name!r} is {array.dtype if array.dtype.isnative else array.dtype.str}: "
             f"expected {spec.dtype}, as .astype({spec.dtype!r}) gives"
         )
-    fits = array.ndim == len(spec.shape) and all(
-        got >= 1 if isinstance(wanted, str) else got == wanted
-        for got, wanted in zip(array.shape, spec.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join(map(str, spec.shape))
-        raise InputError(f"the input {spec.name!r} has the shape {array.shape}: expected ({wanted}), each 1 at least")
+    check_shape(spec, array.shape)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"the input {spec.name!r} has {_non_finite(array)}: every value must be finite")
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
+    """Check the shape of what is about to be fed to an input.
+
+    Raises:
+        InputError: if it is not one that the input takes
+    """
+    fits = len(shape) == len(spec.shape) and all(
+        got >= 1 if isinstance(wanted, str) else got == wanted for got, wanted in zip(shape, spec.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, spec.shape))
+        raise InputError(f"the input {spec.name!r} has the shape {shape}: expected ({wanted}), each 1 at least")
 
 
 def _non_finite(array: Array) -> str:

@@ -54,7 +54,7 @@ class OnnxRuntimeSession:
                 raise BackendError(f"onnxruntime runs on the device 'cpu' only, not on {device!r}")
             self.device = "cpu"
         else:
-            index = _gpu_index(device)
+            index = cuda.device_index(device)
             self.device = f"cuda:{index}"
             providers = [*_gpu_providers(backend, index, precision), *providers]
         where = f"the network of {len(model)} bytes" if isinstance(model, bytes) else str(model)
@@ -125,16 +125,6 @@ def _gpu_providers(backend: str, index: int, precision: str) -> list[tuple[str, 
         "trt_int8_enable": str(int(precision.startswith("int8"))),
     }
     return [("TensorrtExecutionProvider", options), on_cuda]
-
-
-def _gpu_index(device: str | int | None) -> int:
-    count = cuda.device_count()
-    text = "0" if device is None else str(device).lower()
-    text = "0" if text == "cuda" else text.removeprefix("cuda:")
-    if isinstance(device, bool) or not text.isdecimal() or int(text) >= count:
-        known = ", ".join(f"cuda:{i}" for i in range(count))
-        raise BackendError(f"there is no device {device!r}: expected one of {known}")
-    return int(text)
 
 
 @contextlib.contextmanager

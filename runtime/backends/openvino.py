@@ -22,6 +22,7 @@ class OpenVINOSession:
         model: path of an ONNX file, or its bytes
         threads: processor threads of one call
         device: one of OpenVINO's devices, in either case; by default the processor
+        concurrency: calls that are to run at the same time
 
     Raises:
         BackendError: if there is no such device, or OpenVINO refuses the network
@@ -29,7 +30,7 @@ class OpenVINOSession:
 
     backend = "openvino"
 
-    def __init__(self, model: Path | bytes, threads: int, device: str | int | None) -> None:
+    def __init__(self, model: Path | bytes, threads: int, device: str | int | None, concurrency: int = 1) -> None:
         self.threads = threads
         core = _core()
         name = "CPU" if device is None else str(device).upper()
@@ -40,7 +41,9 @@ class OpenVINOSession:
         # float32 is asked for outright: on processors with AMX a float32 network would run in bfloat16.
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if name == "CPU":
-            settings["INFERENCE_NUM_THREADS"] = threads
+            settings["INFERENCE_NUM_THREADS"] = threads * concurrency
+            if concurrency > 1:  # calls of one stream wait for each other
+                settings["NUM_STREAMS"] = concurrency
         where = f"the network of {len(model)} bytes" if isinstance(model, bytes) else str(model)
         try:
             source = core.read_model(model) if isinstance(model, bytes) else str(model)

@@ -69,6 +69,14 @@ class TestRun:
         assert "label" in last
         assert set(bad) == {"image", "error"}
 
+    def test_images_are_worked_on_at_once_and_answered_as_alone(self, bundle, pictures):
+        options = ("--json", "--precision", "fp32", "--backend", "onnxruntime")
+        alone = json.loads(invoke(cli.run, bundle, pictures, "--threads", 1, *options).stdout)
+        at_once = json.loads(invoke(cli.run, bundle, pictures, "--threads", 3, *options).stdout)
+        assert at_once == alone
+        fast = json.loads(invoke(cli.run, bundle, pictures, "--fast-decode", *options).stdout)
+        assert fast == alone  # the pictures are small: there is nothing to leave out
+
     def test_a_folder_without_images(self, bundle, tmp_path):
         (tmp_path / "empty").mkdir()
         one_error(invoke(cli.run, bundle, tmp_path / "empty"), "has no images")
@@ -102,7 +110,7 @@ class TestRun:
     def test_help(self):
         result = invoke(cli.run, "--help")
         assert result.exit_code == 0
-        assert "Classify or segment each IMAGE" in result.stdout
+        assert "Classify, segment or find objects in each IMAGE" in result.stdout
 
 
 class TestBench:

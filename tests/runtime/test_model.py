@@ -11,7 +11,7 @@ from PIL import Image
 
 import runtime
 from runtime import BackendError, BundleError, Classification, ImageError, backends, cpu, model
-from runtime.backends import cuda
+from runtime.backends import cuda, unavailable
 from runtime.manifest import TensorSpec, read_manifest
 
 
@@ -188,11 +188,11 @@ class TestChoosing:
     def test_a_gpu_that_does_not_open_the_network_is_passed_over(self, bundle, monkeypatch):
         tried = []
 
-        def refuse(file, name, threads, device, precision):
+        def refuse(file, name, threads, device, precision, **options):
             tried.append((name, precision))
             if name.startswith("onnxruntime-"):
                 raise BackendError("no")
-            return backends.open_session(file, name, threads, device, precision)
+            return backends.open_session(file, name, threads, device, precision, **options)
 
         monkeypatch.setattr(model, "available_backends", lambda: ("onnxruntime-tensorrt", "onnxruntime"))
         monkeypatch.setattr(model, "open_session", refuse)
@@ -232,8 +232,11 @@ class TestOpening:
         with runtime.load(own_bundle) as opened:
             assert opened.artefact.file == "model.int8.cpu.onnx"
         edit_manifest(own_bundle, lambda data: data.update(artefacts=data["artefacts"][:1]))
-        with pytest.raises(BundleError, match="has no ONNX file"):
-            runtime.load(own_bundle)
+        with pytest.raises(BackendError, match="has no ONNX file, which onnxruntime opens: export the model again"):
+            runtime.load(own_bundle, backend="onnxruntime")
+        if unavailable("tensorrt") is not None:  # the one backend that would open it, which says why it does not
+            with pytest.raises(BackendError, match=r"^tensorrt (is not installed|needs an NVIDIA GPU)"):
+                runtime.load(own_bundle)
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from holocron.transforms import Resize, ResizeMethod
 from runtime.errors import ImageError
+from runtime.images import open_reduced
 from runtime.manifest import INTERPOLATIONS, PAD_MODES, Preprocessing
 from runtime.preprocess import Preprocessor, padded_size, resize
 
@@ -127,3 +128,87 @@ def test_the_callers_array_is_left_alone():
     before = array.copy()
     Preprocessor(Preprocessing((16, 16), MEAN, STD))(array)
     np.testing.assert_array_equal(array, before)
+
+
+# Decoding at a fraction of the size.
+
+
+@pytest.fixture(scope="module")
+def large_jpeg(tmp_path_factory):
+    """A photograph of 600 × 800."""
+    data = pytest.importorskip("skimage.data")
+    path = tmp_path_factory.mktemp("jpeg") / "coffee.jpg"
+    Image.fromarray(data.coffee()).resize((800, 600), Image.Resampling.LANCZOS).save(path, quality=92)
+    return path
+
+
+def levels(difference):
+    """A difference of normalized values in units of one of 255 levels."""
+    return np.abs(difference) * np.array(STD)[:, None, None] * 255
+
+
+@pytest.mark.parametrize("resize_mode", ["squish", "pad"])
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (150, 200)])
+def test_fast_decoding_gives_almost_the_same(large_jpeg, size, resize_mode):
+    spec = Preprocessing(size, MEAN, STD, resize_mode)
+    (exact,), sizes = Preprocessor(spec).batch_with_sizes([large_jpeg])
+    (fast,), sizes_of_fast = Preprocessor(spec, fast_decode=True).batch_with_sizes([large_jpeg])
+    assert sizes_of_fast == sizes == [(600, 800)]
+    assert levels(fast - exact).mean() < 1
+    assert not np.array_equal(fast, exact)
+
+
+@pytest.mark.parametrize(
+    ("enough", "decoded"),
+    [((600, 800), 1), ((301, 10), 1), ((300, 400), 2), ((150, 10), 4), ((75, 100), 8), ((1, 1), 8), ((900, 900), 1)],
+)
+def test_as_few_pixels_are_decoded_as_are_enough(large_jpeg, enough, decoded):
+    opened = open_reduced(large_jpeg, enough=lambda height, width: enough)
+    assert (opened.image.height, opened.image.width) == (600 // decoded, 800 // decoded)
+    assert opened.size == (600, 800)
+
+
+def test_a_turned_image_is_reduced_as_it_will_be_seen(large_jpeg, tmp_path):
+    with Image.open(large_jpeg) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "turned.jpg", exif=exif, quality=92)
+    asked = []
+
+    def enough(height, width):
+        asked.append((height, width))
+        return 400, 150  # a half of the height, a quarter of the width
+
+    opened = open_reduced(tmp_path / "turned.jpg", enough=enough)
+    assert asked == [(800, 600)]
+    assert opened.size == (800, 600)
+    assert (opened.image.height, opened.image.width) == (400, 300)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize_mode", ["squish", "pad"])
+def test_a_reduced_image_is_not_shifted(large_jpeg, tmp_path, orientation, resize_mode):
+    """Of 333 rows 166.5 are left, in 167 rows of pixels: wherever the half row lies after turning, it is left out."""
+    with Image.open(large_jpeg) as image:
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.resize((491, 333)).save(tmp_path / "odd.jpg", exif=exif, quality=95, subsampling=0)
+    spec = Preprocessing((60, 80), MEAN, STD, resize_mode)
+    exact, fast = (Preprocessor(spec, fast_decode=fast)(tmp_path / "odd.jpg") for fast in (False, True))
+    assert 0 < levels(fast - exact).mean() < 0.5
+
+
+def test_what_is_no_large_jpeg_is_decoded_exactly(large_jpeg, tmp_path):
+    spec = Preprocessing((64, 64), MEAN, STD)
+    exact, fast = Preprocessor(spec), Preprocessor(spec, fast_decode=True)
+    with Image.open(large_jpeg) as image:
+        image.save(tmp_path / "a.png")
+        image.resize((200, 120)).save(tmp_path / "small.jpg")
+        for source in (tmp_path / "a.png", tmp_path / "small.jpg", np.asarray(image), image):
+            np.testing.assert_array_equal(fast(source), exact(source))
+
+
+def test_a_damaged_jpeg_is_an_error_all_the_same(large_jpeg, tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(large_jpeg.read_bytes()[:20_000])
+    with pytest.raises(ImageError, match=r"cut\.jpg is truncated or damaged"):
+        Preprocessor(Preprocessing((64, 64), MEAN, STD), fast_decode=True)(tmp_path / "cut.jpg")

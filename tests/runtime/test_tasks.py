@@ -274,7 +274,7 @@ class TestCommandLine:
     def test_a_classifier_has_nothing_to_save(self, bundle, pictures, tmp_path):
         result = CliRunner().invoke(cli.run, [str(bundle), str(pictures[0]), "--save", str(tmp_path / "maps")])
         assert result.exit_code == 2
-        assert "--save writes class maps, which a bundle for classification does not give" in result.stderr
+        assert "--save writes class maps and boxes, which a bundle for classification does not give" in result.stderr
         assert not (tmp_path / "maps").exists()
 
     def test_a_folder_that_cannot_be_made(self, make_colours, pictures, tmp_path):
