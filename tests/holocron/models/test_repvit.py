@@ -32,12 +32,13 @@ def relative_error(value, reference):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_reparametrize_changes_nothing_but_the_form(name):
-    model = settle(build_model(name, num_classes=7))
-    images = torch.randn(2, 3, 64, 48)
+    # In float64: these random answers are so large that what float32 rounds away differs from processor to processor.
+    model = settle(build_model(name, num_classes=7)).double()
+    images = torch.randn(2, 3, 64, 48, dtype=torch.float64)
     with torch.inference_mode():
         expected = model(images)
         model.reparametrize()
-        assert relative_error(model(images), expected) <= 1e-5
+        assert relative_error(model(images), expected) <= 1e-10
     kinds = {type(layer) for layer in model.modules()}
     assert not kinds & {ConvBN, NormLinear, RepDepthwise, nn.BatchNorm1d, nn.BatchNorm2d}
     assert not any(layer.training for layer in model.modules())
