@@ -167,12 +167,13 @@ def with_onnxruntime(case: Case, graph: Path, scheme: str, method: str, folder: 
 def with_nncf(case: Case, graph: Path, scheme: str) -> bytes:
     """NNCF's post-training quantization, with its default bias correction."""
     import nncf
+    from nncf.common.quantization.structs import QuantizationScheme
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
 
     nncf.set_log_level(40)
     images = find_images(case.calib)
     dataset = nncf.Dataset(list(ImageStream(images, case.preprocessing, 1)), lambda batch: {"input": batch})
-    signed = QuantizationParameters(mode=nncf.QuantizationMode.SYMMETRIC, signedness_to_force=True)
+    signed = QuantizationParameters(mode=QuantizationScheme.SYMMETRIC, signedness_to_force=True)
     advanced = AdvancedQuantizationParameters(activations_quantization_params=signed) if scheme == "trt" else None
     quantized = nncf.quantize(
         onnx.load(graph),
@@ -226,6 +227,8 @@ def compare(case: Case, args: argparse.Namespace) -> Iterator[Row]:
         top1 = float((reference == labels).mean())
         yield Row(case.name, "", "float32", top1, 0.0, 1.0, 0.0)
         for scheme, tool, make in tools(case, graph, folder, args.efforts, args.per_tensor):
+            if args.tool and not any(part in tool for part in args.tool):
+                continue
             started = time.perf_counter()
             model = make()
             seconds = time.perf_counter() - started
@@ -245,6 +248,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("int8_accuracy_work"), help="keeps what was trained")
     parser.add_argument("--efforts", nargs="+", default=["fast", "normal"])
     parser.add_argument("--per-tensor", action="store_true", help="one scale a tensor for the weights")
+    parser.add_argument("--tool", action="append", metavar="PART", help="only tools whose name has this in it")
     parser.add_argument("--limit", type=int, default=0, help="judge on that many images only")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

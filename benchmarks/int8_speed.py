@@ -33,7 +33,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = args.bundle or export_model(args.arch, Path(folder, args.arch), weights="none", int8=True).bundle
+        bundle = (
+            args.bundle
+            or export_model(args.arch, Path(folder, args.arch), weights="none", int8=True, effort="fast").bundle
+        )
         models = {
             f"{backend} {precision}": load(bundle, precision, backend, threads=1)
             for backend in ("onnxruntime", "openvino")

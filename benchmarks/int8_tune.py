@@ -117,7 +117,7 @@ def main() -> None:
     rows = []
     for arch in args.arch or ARCHITECTURES:
         with tempfile.TemporaryDirectory() as folder:
-            graphs = load(export_model(arch, Path(folder, arch), weights="none", int8=True).bundle)
+            graphs = load(export_model(arch, Path(folder, arch), weights="none", int8=True, effort="fast").bundle)
         rows += [measure(arch, backend, graphs, args) for backend in backends]
     if args.json:
         print(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}))

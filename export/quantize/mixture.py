@@ -115,10 +115,13 @@ class Mixture:
         layers = tuple(replace(layer, **facts.get(layer.name, {})) for layer in summary.layers)
         if self.choice is None:
             return replace(summary, layers=layers)
+        # Layers that no choice was about are in higher precision in each.
+        known, total = {layer.name for layer in self.choice.layers}, sum(layer.macs for layer in layers)
+        share = sum(layer.macs for layer in layers if layer.name in known) / total if total else 0.0
         return replace(
             summary,
             layers=layers,
-            candidates=self.choice.candidates,
+            candidates=tuple(replace(each, int8_share=each.int8_share * share) for each in self.choice.candidates),
             chosen=self.choice.chosen,
             drop_of=self.choice.drop_of,
         )

@@ -45,7 +45,7 @@ class RoundingState:
                     outcome = LayerOutcome(**json.loads(str(data["outcome"])))
                     bias = torch.from_numpy(data["bias"]) if "bias" in data else None
                     layer = QuantizedLayer(torch.from_numpy(data["codes"]), torch.from_numpy(data["scale"]), bias)
-            except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
                 continue
             found[outcome.name] = layer, outcome
         return found

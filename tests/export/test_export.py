@@ -537,6 +537,8 @@ def test_folders_without_a_readable_image(own_bundle, tmp_path, content):
             {"calib_method": "best"},
             "--calib-method 'best' is unknown, expected one of auto, minmax, percentile, entropy, mse",
         ),
+        ({"effort": "most"}, "--effort 'most' is unknown, expected one of fast, normal, high"),
+        ({"per_tensor": True}, "--per-tensor is of INT8 graphs: add --int8"),
         ({"calib": "nowhere"}, "--calib nowhere is not a folder"),
         ({"eval_folder": "nowhere"}, "--eval nowhere is not a folder"),
         ({"rtx_capabilities": ("8.6",)}, "--rtx-capability says what --rtx builds for: add --rtx"),

@@ -13,6 +13,7 @@ from export import Tolerances, export_model
 from export.cli import main
 from export.errors import ExportError
 from export.quantize import timing
+from export.quantize.exempt import DEPTHWISE
 from export.quantize.mixed import layer_names
 from export.quantize.mixture import HeldImages, MixtureRequest, mix_precision
 from runtime.backends import open_session
@@ -61,10 +62,14 @@ def test_no_points_to_lose_and_the_choice_is_in_the_report(export_tiny):
         chosen = summary.candidates[summary.chosen]
         assert chosen.drop == 0.0
         assert summary.drop_of == "agreement"
-        floats = {layer.name for layer in summary.layers if layer.precision != "int8"}
+        by_rule = {layer.name for layer in summary.layers if layer.reason == DEPTHWISE}
+        assert len(by_rule) == (summary.scheme == "trt")
+        floats = {layer.name for layer in summary.layers if layer.precision != "int8"} - by_rule
         assert floats == set(chosen.kept_float)
         assert summary.int8_share == pytest.approx(chosen.int8_share)
         for layer in summary.layers:
+            if layer.name in by_rule:
+                continue
             assert layer.output_snr_db is not None
             assert 0 <= layer.output_agreement <= 1
             assert ("--max-drop 0" in layer.reason) == (layer.name in floats)
@@ -89,7 +94,7 @@ def test_where_nothing_is_faster_in_int8_the_graph_is_float(export_tiny, fake_cl
     cpu, trt = result.quantization
     assert cpu.int8_share == 0
     assert {layer.reason for layer in cpu.layers} == {"in INT8 it does not make the whole faster on onnxruntime"}
-    assert trt.int8_share == 1
+    assert [layer.precision for layer in trt.layers] == ["int8", "float16", "int8", "int8"]  # the second is depthwise
 
 
 def test_tuning_comes_first_and_accuracy_adds_to_it(tiny_onnx, minmax_int8, preprocessing, photos, fake_clock):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from runtime.manifest import Artefact
 
 ROOT = Path(__file__).parents[2]
-CALIBRATION_IMAGES = 8
+CALIBRATION_IMAGES = 4
 """Images of the calibration and of the comparison: weights are random, and one answer tells what a hundred would."""
 RTX_CAPABILITY = "8.6"
 _SOURCES = ("holocron/models", "holocron/nn", "export", "calib")
@@ -83,7 +83,7 @@ def export(arch: str, folder: Path) -> tuple[Row, dict[str, str]]:
     info = models.get_model_info(arch)
     row = Row(arch, info.task, *info.input_size, parameters=count_parameters(arch))
     images = _few_images(folder.with_name(f"{arch}.images"))
-    arguments: dict[str, Any] = {"weights": "none", "calib": images, "force": True}
+    arguments: dict[str, Any] = {"weights": "none", "calib": images, "effort": "fast", "force": True}
     problem = None
     try:
         result = export_model(arch, folder, int8=True, **arguments)
