@@ -25,6 +25,8 @@ from .layers import WeightedLayer, quantized_tensors, range_sources, weighted_la
 from .qdq import QuantParams, RoundedLayer, activation_params
 
 _OFFSET = 128
+_LARGEST_BIAS = 2.0**15
+"""Constants beyond this are not moved: float16, which holds the biases, ends at 65504."""
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 _KEEPING_SIGNS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Flatten", "Reshape", "Squeeze")
 _PRODUCERS = ("Conv", "ConvTranspose", "Gemm")
@@ -91,7 +93,8 @@ def centre(
         scheme: `"trt"` where there are any names
 
     Returns:
-        a float graph that computes the same, and the ranges and layers for it
+        a float graph that computes the same, and the ranges and layers for it; an activation for which the biases would
+        grow too large stays as it was, rounded to half the codes
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -101,12 +104,14 @@ def centre(
         index = GraphIndex(result)
         step = float(tensor_params(ranges[sources[name]], scheme, centred=True).scale)
         constant = _OFFSET * step
+        readers = [layer for layer in weighted_layers(index) if layer.data == name]
+        if constant > _LARGEST_BIAS or any(_largest_bias(layer, index, constant) > _LARGEST_BIAS for layer in readers):
+            continue
         low, high = ranges[sources[name]].minimum - constant, ranges[sources[name]].maximum - constant
         ranges[name] = TensorRange(low, high, 127 * step, (-constant, 127 * step))
         _take(result, index, name, constant, layers)
-        readers = {layer.node.output[0]: layer for layer in weighted_layers(index)}
-        for node in index.consumers[name]:
-            _give_back(readers[node.output[0]], index, constant, layers)
+        for layer in readers:
+            _give_back(layer, index, constant, layers)
     if names:
         drop_unused_initializers(result)
     return result, ranges, layers
@@ -194,6 +199,14 @@ def _can_shift(layer: onnx.NodeProto, index: GraphIndex) -> bool:
         return False
     bias = index.initializers.get(layer.input[2]) if len(layer.input) > 2 else None
     return bias is not None and len(bias.dims) == 1 and len(index.consumers[layer.input[2]]) == 1
+
+
+def _largest_bias(layer: WeightedLayer, index: GraphIndex, constant: float) -> float:
+    """The largest bias that a layer would have with a constant given back."""
+    weight = numpy_helper.to_array(index.initializers[layer.weight]).astype(np.float64)
+    bias = 0.0 if layer.bias is None else numpy_helper.to_array(index.initializers[layer.bias]).reshape(-1)
+    others = tuple(i for i in range(weight.ndim) if i != layer.axis)
+    return float(np.abs(bias + constant * weight.sum(axis=others)).max(initial=0.0))
 
 
 def _give_back(layer: WeightedLayer, index: GraphIndex, constant: float, layers: dict[str, RoundedLayer]) -> None:

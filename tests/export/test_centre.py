@@ -79,6 +79,14 @@ def test_the_float_network_computes_the_same(make_onnx, ort_run):
     assert new["r"].minimum == -128 * step
 
 
+def test_biases_that_float16_would_not_hold_are_not_made(make_onnx, ort_run):
+    model, x = network(make_onnx), 1e4 * random(4, 3, 5, 4, seed=3)
+    ranges = ranges_of(model, x, ort_run)
+    moved, new, layers = centre(model, ["r"], ranges, {}, "trt")
+    assert [node.op_type for node in moved.graph.node] == ["Conv", "Relu", "Conv", "Neg"]
+    assert (new, layers) == (ranges, {})
+
+
 def test_twice_the_resolution_and_no_activation(make_onnx, ort_run):
     model, x = network(make_onnx), random(16, 3, 5, 4, seed=3)
     ranges = ranges_of(model, x, ort_run)
