@@ -90,10 +90,20 @@ def check_activations(model: onnx.ModelProto, images: Sequence[Path], preprocess
         ranges = collect_ranges(session, ImageStream(images, preprocessing, batch_size=1), names, "minmax")
     finally:
         session.close()
-    reached = {name: max(-ranges[name].minimum, ranges[name].maximum) for name in names}
+    index = GraphIndex(model)
+    reached = {name: max(_depth(name, ranges[name].minimum, index), ranges[name].maximum) for name in names}
     name = max(reached, key=lambda n: reached[n])
     if reached[name] > _LARGEST:
         raise ExportError(f"{name!r} reaches {reached[name]:.3g} on these images, {_ENDS}")
+
+
+def _depth(name: str, minimum: float, index: GraphIndex) -> float:
+    """How far below zero a tensor goes; as good as not at all where a bound follows, which minus infinity keeps too."""
+    reader = index.only_consumer(name)
+    bounded = reader is not None and (
+        reader.op_type == "Relu" or (reader.op_type == "Clip" and len(reader.input) > 1 and bool(reader.input[1]))
+    )
+    return 0.0 if bounded else -minimum
 
 
 def _convert(tensor: TensorProto, name: str) -> None:

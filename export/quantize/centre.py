@@ -110,8 +110,10 @@ def centre(
         low, high = ranges[sources[name]].minimum - constant, ranges[sources[name]].maximum - constant
         ranges[name] = TensorRange(low, high, 127 * step, (-constant, 127 * step))
         _take(result, index, name, constant, layers)
-        for layer in readers:
-            _give_back(layer, index, constant, layers)
+        # Looked up again: an operator more makes new nodes of all.
+        for layer in weighted_layers(index):
+            if layer.data == name:
+                _give_back(layer, index, constant, layers)
     if names:
         drop_unused_initializers(result)
     return result, ranges, layers

@@ -140,6 +140,7 @@ def choose_factors(
     per_tensor: bool = False,
     centred: Collection[str] = (),
     images: int = 256,
+    seen: Mapping[str, ChannelSamples] | None = None,
 ) -> Equalization:
     """Factors that minimize the expected error of the output.
 
@@ -152,6 +153,7 @@ def choose_factors(
         per_tensor: whether all output channels of a layer share one scale
         centred: activations that are spread over all codes
         images: number of images that weights will be rounded on
+        seen: of more activations, none of whose largest values is to grow; by default those that are quantized
 
     Returns:
         the factors, all ones where they would gain nothing
@@ -179,7 +181,7 @@ def choose_factors(
             best, chosen = before, start
     if best > _WORTHWHILE * before:
         return Equalization(tuple(x.exp() for x in start), tuple(classes), before, before)
-    factors = tuple(_bounded(x.exp(), reach) for x, reach in zip(chosen, error.reaches(), strict=True))
+    factors = tuple(_bounded(x.exp(), _reaches(c, seen or samples)) for x, c in zip(chosen, classes, strict=True))
     return Equalization(factors, tuple(classes), before, best)
 
 
@@ -230,10 +232,17 @@ def _spread(values: np.ndarray, layer: WeightedLayer, shape: tuple[int, ...]) ->
     return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
-def _bounded(factors: Tensor, reach: Tensor) -> Tensor:
-    """Factors that leave the largest value of a tensor as large as it was, so that float16 holds what it held."""
-    largest = reach.amax()
-    common = (factors * reach).amax() / largest if largest > 0 else factors.log().mean().exp()
+def _reaches(channel_class: ChannelClass, seen: Mapping[str, ChannelSamples]) -> list[Tensor]:
+    """The largest magnitude of each channel of each tensor of a class that was seen."""
+    found = [seen[name] for name in channel_class.tensors if name in seen]
+    return [torch.maximum(-s.low, s.high) for s in found if s.low.numel() == channel_class.channels]
+
+
+def _bounded(factors: Tensor, reaches: list[Tensor]) -> Tensor:
+    """Factors that leave the largest value of each tensor as large as it was, so that float16 holds what it held."""
+    live = [reach for reach in reaches if reach.amax() > 0]
+    grown = [(factors * reach).amax() / reach.amax() for reach in live]
+    common = torch.stack(grown).amax() if grown else factors.log().mean().exp()
     return (factors / common).clamp(1.0 / _LARGEST_FACTOR, _LARGEST_FACTOR)
 
 

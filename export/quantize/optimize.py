@@ -264,7 +264,9 @@ def calibrate_scheme(
         sensitivity = replace(observed.sensitivity, weights=weights)
         classes = channel_classes(model)
         shown = _rounding_images(images, how) * (2 if _needs_mirrors(model, images, how) else 1)
-        found = choose_factors(model, classes, samples, sensitivity, scheme, settings.per_tensor, centred, shown)
+        found = choose_factors(
+            *(model, classes, samples, sensitivity, scheme, settings.per_tensor, centred, shown), seen=observed.samples
+        )
         factors = found.to_dict()
         model = apply_factors(model, found)
         samples = _scaled(samples, found.of_tensors())

@@ -79,6 +79,25 @@ def test_the_float_network_computes_the_same(make_onnx, ort_run):
     assert new["r"].minimum == -128 * step
 
 
+@pytest.mark.parametrize("activation", ["Relu", "Sigmoid"])
+def test_where_no_bias_can_take_the_constant_an_operator_does(make_onnx, ort_run, activation):
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"]),
+        helper.make_node(activation, ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "w2"], ["c"]),
+        helper.make_node("Conv", ["r", "w2b", "b2"], ["d"]),
+        helper.make_node("Concat", ["c", "d"], ["y"], axis=1),
+    ]
+    arrays = {name: ARRAYS[name] for name in ("w1", "w2", "b2")} | {"w2b": random(6, 8, 1, 1, seed=7)}
+    model = make_onnx(nodes, {"x": ["n", 3, 5, 4]}, {"y": ["n", 12, 5, 4]}, arrays)
+    model = onnx.shape_inference.infer_shapes(model)
+    x = random(4, 3, 5, 4, seed=3)
+    assert centred_tensors(model, "trt") == {"r"}
+    moved, _, _ = centre(model, ["r"], ranges_of(model, x, ort_run), {}, "trt")
+    assert [node.op_type for node in moved.graph.node] == ["Conv", activation, "Add", "Conv", "Conv", "Concat"]
+    np.testing.assert_allclose(ort_run(moved, {"x": x})["y"], ort_run(model, {"x": x})["y"], rtol=1e-5, atol=1e-5)
+
+
 def test_biases_that_float16_would_not_hold_are_not_made(make_onnx, ort_run):
     model, x = network(make_onnx), 1e4 * random(4, 3, 5, 4, seed=3)
     ranges = ranges_of(model, x, ort_run)
