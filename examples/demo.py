@@ -100,7 +100,19 @@ def main() -> None:
 
     rtx = ["--rtx"] if importlib.util.find_spec("tensorrt_rtx") else []
     words = ["repvgg_a0", "-o", bundle, "--weights", checkpoint, "--labels", images / "labels.txt"]
-    words += ["--input-size", SIZE, SIZE, "--int8", "--calib", images / "train", "--eval", images / "eval", *rtx]
+    words += [
+        "--input-size",
+        SIZE,
+        SIZE,
+        "--int8",
+        "--effort",
+        "fast",
+        "--calib",
+        images / "train",
+        "--eval",
+        images / "eval",
+        *rtx,
+    ]
     print(command(BIN / "holocron-export", *words, "--force"))
 
     unseen = sorted((images / "unseen").glob("*/*.png"))
