@@ -212,13 +212,19 @@ def ours(case: Case, graph: Path, effort: str, scheme: str, per_tensor: bool) ->
     return made.model.SerializeToString()
 
 
-def compare(case: Case, args: argparse.Namespace) -> Iterator[Row]:
-    """Quantize a network with every tool and judge each result."""
+def judges(case: Case, limit: int) -> tuple[list[Path], np.ndarray]:
+    """The labelled images that a network is judged by, or so many of them; and their classes."""
     labelled = find_labelled_images(case.val, [folder.name for folder in sorted(case.val.iterdir())])
     images, labels = [path for path, _ in labelled], np.array([label for _, label in labelled])
-    if args.limit:
-        chosen = np.random.default_rng(0).permutation(len(images))[: args.limit]
+    if limit:
+        chosen = np.random.default_rng(0).permutation(len(images))[:limit]
         images, labels = [images[i] for i in chosen], labels[chosen]
+    return images, labels
+
+
+def compare(case: Case, args: argparse.Namespace) -> Iterator[Row]:
+    """Quantize a network with every tool and judge each result."""
+    images, labels = judges(case, args.limit)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export_model(case.module, folder / "float", preprocessing=case.preprocessing)

@@ -22,11 +22,11 @@ import numpy as np
 import onnx
 import torch
 from common import machine
-from int8_accuracy import BATCH, SCHEMES, Case, Row, answers, from_weights
+from int8_accuracy import BATCH, SCHEMES, Case, Row, answers, from_weights, judges
 from torch import Tensor, fx
 from torch.utils.data import DataLoader, Dataset
 
-from calib import ImageStream, find_images, find_labelled_images
+from calib import ImageStream, find_images
 from export import export_model
 from export.quantize.learned import quantize_learned, read_ranges
 from export.quantize.optimize import quantize_calibrated
@@ -115,11 +115,7 @@ def methods(
 
 def compare(case: Case, args: argparse.Namespace) -> Iterator[Row]:
     """Make every graph and judge it."""
-    labelled = find_labelled_images(case.val, [folder.name for folder in sorted(case.val.iterdir())])
-    images, labels = [path for path, _ in labelled], np.array([label for _, label in labelled])
-    if args.limit:
-        chosen = np.random.default_rng(0).permutation(len(images))[: args.limit]
-        images, labels = [images[i] for i in chosen], labels[chosen]
+    images, labels = judges(case, args.limit)
     case.module.eval()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

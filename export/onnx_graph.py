@@ -69,6 +69,12 @@ class GraphIndex:
         self._names.add(candidate)
         return candidate
 
+    def add_initializer(self, name: str, values: NDArray[Any]) -> str:
+        """Add a constant under a name that the graph does not have yet, like the one given, and say which."""
+        name = self.fresh(name)
+        self.graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Value of a node's attribute, or the default."""

@@ -179,11 +179,11 @@ def _take(
     layer = index.producers.get(node.input[0]) if node.op_type == "Relu" else None
     if layer is not None and _can_shift(layer, index):
         _shift_bias(layer, index, np.full(index.initializers[layer.input[2]].dims[0], -constant), layers)
-        bound = _initializer(index, f"{name}_lowest", np.array(-constant, np.float32))
+        bound = index.add_initializer(f"{name}_lowest", np.array(-constant, np.float32))
         node.CopyFrom(onnx.helper.make_node("Clip", [node.input[0], bound], [name], name=node.name))
         return
     whole = index.fresh(f"{name}_whole")
-    shift = _initializer(index, f"{name}_centre", np.array(-constant, np.float32))
+    shift = index.add_initializer(f"{name}_centre", np.array(-constant, np.float32))
     for i, output in enumerate(node.output):
         if output == name:
             node.output[i] = whole
@@ -234,15 +234,9 @@ def _shift_bias(
     if len(node.input) > 2:
         before = numpy_helper.to_array(index.initializers[node.input[2]]).astype(np.float64)
         del node.input[2:]
-    node.input.append(_initializer(index, f"{node.output[0]}_shifted_bias", (before + shift).astype(np.float32)))
+    node.input.append(index.add_initializer(f"{node.output[0]}_shifted_bias", (before + shift).astype(np.float32)))
     rounded = layers.get(node.output[0])
     if rounded is not None:
         bias = before if rounded.bias is None else rounded.bias.astype(np.float64)
         added = shift if rounded_shift is None else rounded_shift
         layers[node.output[0]] = replace(rounded, bias=(bias + added).astype(np.float32))
-
-
-def _initializer(index: GraphIndex, name: str, values: np.ndarray) -> str:
-    name = index.fresh(name)
-    index.graph.initializer.append(numpy_helper.from_array(values, name))
-    return name

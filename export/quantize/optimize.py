@@ -256,7 +256,8 @@ def calibrate_scheme(
     how = _effort(settings)
     model = observed.model
     kept_float = exempt_layers(model, scheme)
-    names, centred = _rounded_tensors(exempt(model, kept_float), scheme)
+    hidden = exempt(model, kept_float)
+    names, centred = _rounded_tensors(hidden, scheme)
     samples = {name: observed.samples[name] for name in dict.fromkeys(names.values())}
     factors: dict[str, tuple[float, ...]] = {}
     if observed.sensitivity is not None:
@@ -279,9 +280,11 @@ def calibrate_scheme(
         Network(model), _tensors(few), samples, scheme, settings.seed, fixed, settings.method, wide
     )
     noise = {name: choice.errors[choice.method] for name, choice in choices.items() if choice.errors}
-    kept_float |= noisy_layers(exempt(model, kept_float), noise, scheme)
-    # Some are not rounded then.
-    needed = list(dict.fromkeys(_rounded_tensors(exempt(model, kept_float), scheme)[0].values()))
+    noisy = noisy_layers(hidden, noise, scheme)
+    if noisy:  # what lies around them is not rounded then
+        kept_float |= noisy
+        names, _ = _rounded_tensors(exempt(model, kept_float), scheme)
+    needed = list(dict.fromkeys(names.values()))
     chosen = {name: choices[name].method for name in needed}
     return SchemeCalibration({name: ranges[name] for name in needed}, chosen, factors, kept_float)
 

@@ -51,9 +51,11 @@ def put_on_pixels(model: onnx.ModelProto, preprocessing: Preprocessing) -> tuple
     name = source
     if any(pads):
         margins = np.array([0, 0, pads[0], pads[1], 0, 0, pads[2], pads[3]], np.int64)
-        name = _add(index, before, "Pad", [name, _constant(index, f"{source}_margins", margins)], f"{source}_padded")
-    scale = _constant(index, f"{source}_deviation", factor.astype(np.float32).reshape(1, 3, 1, 1))
-    shift = _constant(index, f"{source}_mean", offset.astype(np.float32).reshape(1, 3, 1, 1))
+        name = _add(
+            index, before, "Pad", [name, index.add_initializer(f"{source}_margins", margins)], f"{source}_padded"
+        )
+    scale = index.add_initializer(f"{source}_deviation", factor.astype(np.float32).reshape(1, 3, 1, 1))
+    shift = index.add_initializer(f"{source}_mean", offset.astype(np.float32).reshape(1, 3, 1, 1))
     name = _add(index, before, "Mul", [name, scale], f"{source}_scaled")
     name = _add(index, before, "Add", [name, shift], f"{source}_pixels")
     for layer in layers:
@@ -98,7 +100,7 @@ def _fold(layer: WeightedLayer, index: GraphIndex, factor: np.ndarray, offset: n
     bias = np.zeros(weight.shape[0])
     if layer.bias is not None:
         bias = numpy_helper.to_array(index.initializers[layer.bias]).astype(np.float64)
-    name = _constant(index, f"{layer.node.output[0]}_bias_of_pixels", (bias - lost).astype(np.float32))
+    name = index.add_initializer(f"{layer.node.output[0]}_bias_of_pixels", (bias - lost).astype(np.float32))
     del layer.node.input[2:]
     layer.node.input.append(name)
 
@@ -107,12 +109,6 @@ def _set_pads(node: onnx.NodeProto) -> None:
     others = [a for a in node.attribute if a.name != "pads"]
     del node.attribute[:]
     node.attribute.extend([*others, onnx.helper.make_attribute("pads", [0, 0, 0, 0])])
-
-
-def _constant(index: GraphIndex, name: str, values: np.ndarray) -> str:
-    name = index.fresh(name)
-    index.graph.initializer.append(numpy_helper.from_array(values, name))
-    return name
 
 
 def _add(index: GraphIndex, nodes: list[onnx.NodeProto], op: str, inputs: list[str], output: str) -> str:
