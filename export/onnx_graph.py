@@ -143,8 +143,26 @@ def serialized_with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> byt
         del model.graph.output[before:]
 
 
+def add_inferred_shapes(model: onnx.ModelProto) -> None:
+    """Note type and shape of every tensor that they can be inferred of in the graph itself."""
+    inferred = _inferred_graph(model)
+    outputs = {value.name: value for value in inferred.output}
+    for value in model.graph.output:
+        value.CopyFrom(outputs[value.name])
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.value_info)
+
+
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """The inferred element type of each tensor, without a copy of the weights on the way."""
+    """The inferred element type of each tensor."""
+    inferred = _inferred_graph(model)
+    values = [*inferred.value_info, *inferred.input, *inferred.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+
+
+def _inferred_graph(model: onnx.ModelProto) -> onnx.GraphProto:
+    """The graph with inferred types and shapes and without its weights: inference would copy them several times."""
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     light.graph.CopyFrom(
         onnx.GraphProto(
@@ -160,10 +178,7 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
             light.graph.initializer.append(tensor)
         else:
             light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    inferred = onnx.shape_inference.infer_shapes(light).graph
-    values = [*inferred.value_info, *inferred.input, *inferred.output]
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
-    return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    return onnx.shape_inference.infer_shapes(light).graph
 
 
 def float_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..memory import release_memory
 from .bias import ACTIVATIONS, shift_behind
 from .fake import Quantizer
 from .layers import WeightedLayer
@@ -76,7 +77,6 @@ class _Statistics:
     """Sums over the inputs of one layer."""
 
     blocks: list[Moments]
-    sum: Tensor
     rows: int
     mean_float: Tensor
     mean_quantized: Tensor
@@ -155,10 +155,12 @@ class LayerQuantizer:
                         self.results[name], self.outcomes[name] = self._done[name]
                     else:
                         assert statistics is not None
+                        release_memory()
                         self._solve(layer, statistics)
                         if on_layer is not None:
                             on_layer(self.results[name], self.outcomes[name])
                     del statistics
+                    release_memory()
                 previous, start = layer, stop
                 if progress is not None:
                     progress(number, len(self.layers))
@@ -242,13 +244,12 @@ class LayerQuantizer:
         kept.append(input_rows(layer, y, self.network, few, generator))
         rows = input_rows(layer, y, self.network, self._wanted_rows(layer) * images / image_count, generator)
         if statistics is None:
-            statistics = _Statistics([], torch.zeros(()), 0, torch.zeros(()), torch.zeros(()), 0)
+            statistics = _Statistics([], 0, torch.zeros(()), torch.zeros(()), 0)
             if rows is not None:
                 statistics.blocks = no_moments(rows.shape[0], rows.shape[2])
         if rows is not None:
             for block in statistics.blocks:
                 block.add(rows[:, :, block.part])
-            statistics.sum = statistics.sum + rows.sum(1)
             statistics.rows += rows.shape[1]
             assert kept[0] is not None
             assert kept[1] is not None
@@ -276,26 +277,28 @@ class LayerQuantizer:
         bias = None if layer.bias is None else self.network.constants[layer.bias].reshape(-1).expand(scale.shape)
         grouped = to_groups(layer, weight)
         by_group = scale.reshape(grouped.shape[0], -1)
-        nearest = round_to_nearest(grouped, by_group)
-        codes = nearest
         spread = nearest_error = rounded_error = 0.0
         if statistics.rows:
-            mean = statistics.sum / statistics.rows
-            codes = torch.empty_like(grouped)
-            for block in statistics.blocks:
-                part, moments = block.part, block.covariance(mean, statistics.rows)
+            codes = torch.empty_like(grouped, dtype=torch.int8)
+            while statistics.blocks:
+                block = statistics.blocks.pop(0)  # what is solved needs no memory any more
+                part, moments = block.part, block.covariance()
+                del block
                 w = grouped[:, :, part]
                 codes[:, :, part] = round_compensating(w, moments, by_group)
                 step = by_group[:, :, None]
                 spread += output_error(w, moments)
-                before = output_error(nearest[:, :, part] * step - w, moments)
+                nearest = round_to_nearest(w, by_group)
+                before = output_error(nearest * step - w, moments)
                 after = output_error(codes[:, :, part] * step - w, moments)
                 if after > before:
                     # Nothing to gain, as with inputs that never change.
-                    codes[:, :, part], after = nearest[:, :, part], before
+                    codes[:, :, part], after = nearest, before
                 nearest_error += before
                 rounded_error += after
-        result = QuantizedLayer(from_groups(layer, codes, weight).to(torch.int8), scale, bias)
+        else:
+            codes = round_to_nearest(grouped, by_group).to(torch.int8)
+        result = QuantizedLayer(from_groups(layer, codes, weight), scale, bias)
         shift = self._mean_error(layer, result, statistics)
         activation = None if shift is None else self._activation(name)
         if shift is not None and activation is not None and statistics.exact_rows:

@@ -26,7 +26,8 @@ from runtime.manifest import Preprocessing
 
 from ..errors import QuantizationError
 from ..float16 import to_float16
-from ..onnx_graph import GraphIndex, add_outputs
+from ..memory import release_memory
+from ..onnx_graph import GraphIndex, serialized_with_outputs
 from .centre import centre, centred_tensors, drop_needless_clips, tensor_params
 from .equalize import apply_factors, channel_classes, choose_factors, known_factors
 from .exempt import exempt, exempt_layers, noisy_layers, reveal
@@ -39,7 +40,7 @@ from .pixels import PIXEL_RANGE, put_on_pixels
 from .qdq import QuantParams, RoundedLayer, insert_qdq, weight_params
 from .ranges import RangeChoice, choose_ranges
 from .state import RoundingState
-from .statistics import ChannelSamples, Sensitivity, collect_samples, output_sensitivity
+from .statistics import ChannelSamples, ScaledSamples, Sensitivity, collect_samples, output_sensitivity
 
 __all__ = [
     "EFFORTS",
@@ -189,6 +190,7 @@ def quantize_calibrated(
     settings = CalibrationSettings(method, effort, per_tensor, seed)
     observed = observe_network(model, images, preprocessing, settings)
     calibration = calibrate_scheme(observed, images, preprocessing, scheme, settings)
+    del observed  # as large as several copies of the network
     return quantize_scheme(model, calibration, images, preprocessing, scheme, settings, progress=progress)
 
 
@@ -218,19 +220,21 @@ def observe_network(
     """
     how = _effort(settings)
     _check_finite(model)
-    model, pixels = _prepared(model, preprocessing)
+    model, pixels = put_on_pixels(model, preprocessing)
     stream = ImageStream(images, preprocessing, batch_size=_BATCH)
     names = tensors_to_observe(model)
-    session = open_session(add_outputs(model, names).SerializeToString(), "onnxruntime")
+    session = open_session(serialized_with_outputs(model, names), "onnxruntime")
     try:
         samples = collect_samples(session, stream, len(images), names, settings.seed, progress)
     finally:
         session.close()
+    release_memory()
     network = Network(model)
     sensitivity: Sensitivity | None = None
     if network.differentiable:
         few = ImageStream(_some(images, how.sensitivity_images), preprocessing, batch_size=_BATCH)
         sensitivity = output_sensitivity(network, _tensors(few), names, _float_layers(network), settings.seed)
+    release_memory()
     return Observation(model, pixels, samples, sensitivity, len(images) - len(stream.skipped))
 
 
@@ -258,6 +262,7 @@ def calibrate_scheme(
     kept_float = exempt_layers(model, scheme)
     hidden = exempt(model, kept_float)
     names, centred = _rounded_tensors(hidden, scheme)
+    samples: Mapping[str, ChannelSamples]
     samples = {name: observed.samples[name] for name in dict.fromkeys(names.values())}
     factors: dict[str, tuple[float, ...]] = {}
     if observed.sensitivity is not None:
@@ -270,12 +275,13 @@ def calibrate_scheme(
         )
         factors = found.to_dict()
         model = apply_factors(model, found)
-        samples = _scaled(samples, found.of_tensors())
+        samples = ScaledSamples(samples, found.of_tensors())
     height, width = preprocessing.size
     count = round(how.range_images * min(4.0, max(1.0, 224 * 224 / (height * width))))
     few = ImageStream(_some(images, count), preprocessing, batch_size=_BATCH)
     fixed = {} if observed.pixels is None else {observed.pixels: PIXEL_RANGE}
     wide = {names[name] for name in centred}
+    release_memory()
     ranges, choices = choose_ranges(
         Network(model), _tensors(few), samples, scheme, settings.seed, fixed, settings.method, wide
     )
@@ -321,7 +327,8 @@ def quantize_scheme(
         QuantizationError: if the calibration is of another graph
     """
     how = _effort(settings)
-    model, _ = _prepared(model, preprocessing)
+    release_memory()
+    model, _ = put_on_pixels(model, preprocessing)
     equalization = known_factors(channel_classes(model), calibration.factors)
     model = exempt(apply_factors(model, equalization), calibration.kept_float)
     names, centred = _rounded_tensors(model, scheme)
@@ -383,10 +390,6 @@ def _effort(settings: CalibrationSettings) -> Effort:
     return _EFFORTS[settings.effort]
 
 
-def _prepared(model: onnx.ModelProto, preprocessing: Preprocessing) -> tuple[onnx.ModelProto, str | None]:
-    return put_on_pixels(onnx.shape_inference.infer_shapes(model), preprocessing)
-
-
 def _check_finite(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
@@ -434,16 +437,6 @@ def _float_layers(network: Network) -> dict[str, LayerConstants]:
             network.constants[layer.weight], None if layer.bias is None else network.constants[layer.bias]
         )
         for layer in weighted_layers(network.index)
-    }
-
-
-def _scaled(samples: Mapping[str, ChannelSamples], factors: Mapping[str, Tensor]) -> dict[str, ChannelSamples]:
-    """Samples as they are after equalization."""
-    return {
-        name: seen
-        if name not in factors or factors[name].numel() != seen.low.numel()
-        else ChannelSamples(seen.values * factors[name], seen.low * factors[name], seen.high * factors[name])
-        for name, seen in samples.items()
     }
 
 

@@ -15,7 +15,7 @@ from runtime.backends import open_session
 from runtime.manifest import Preprocessing
 
 from ..float16 import to_float16
-from ..onnx_graph import add_outputs
+from ..onnx_graph import serialized_with_outputs
 from .layers import tensors_to_observe
 from .qdq import insert_qdq
 
@@ -50,7 +50,7 @@ def calibrate(
     """
     names = tensors_to_observe(model)
     stream = ImageStream(images, preprocessing, batch_size=_BATCH)
-    session = open_session(add_outputs(model, names).SerializeToString(), "onnxruntime")
+    session = open_session(serialized_with_outputs(model, names), "onnxruntime")
     try:
         return collect_ranges(session, stream, names, method, progress)
     finally:

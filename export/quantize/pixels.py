@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from calib import TensorRange
 from runtime.manifest import Preprocessing
 
-from ..onnx_graph import GraphIndex, attribute, drop_unused_initializers, replace_nodes
+from ..onnx_graph import GraphIndex, add_inferred_shapes, attribute, drop_unused_initializers, replace_nodes
 from .layers import WeightedLayer, weighted_layers
 
 PIXEL_RANGE = TensorRange(-128.0, 127.0, 127.0, (-128.0, 127.0))
@@ -28,21 +28,20 @@ def put_on_pixels(model: onnx.ModelProto, preprocessing: Preprocessing) -> tuple
     """Make a network read pixels, where its input goes into plain convolutions and nowhere else.
 
     Args:
-        model: a float graph with inferred shapes; it is not changed
+        model: a float graph; it is not changed
         preprocessing: how images become its input
 
     Returns:
-        a graph that computes the same, and the name of the tensor of :data:`PIXEL_RANGE`; the graph as it was and None
-        where it has another beginning
+        a graph with inferred shapes that computes the same, and the name of the tensor of :data:`PIXEL_RANGE`, None
+        where the graph has another beginning
     """
-    index = GraphIndex(model)
-    layers = _first_layers(index)
-    if not layers:
-        return model, None
     result = onnx.ModelProto()
     result.CopyFrom(model)
     index = GraphIndex(result)
     layers = _first_layers(index)
+    if not layers:
+        add_inferred_shapes(result)
+        return result, None
     source = layers[0].data
     pads = list(attribute(layers[0].node, "pads", [0, 0, 0, 0]))
     factor = 255.0 * np.asarray(preprocessing.std, np.float64)
@@ -64,7 +63,8 @@ def put_on_pixels(model: onnx.ModelProto, preprocessing: Preprocessing) -> tuple
         _set_pads(layer.node)
     replace_nodes(result, [*before, *result.graph.node])
     drop_unused_initializers(result)
-    return onnx.shape_inference.infer_shapes(result), name
+    add_inferred_shapes(result)
+    return result, name
 
 
 def _first_layers(index: GraphIndex) -> list[WeightedLayer]:

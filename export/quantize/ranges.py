@@ -18,7 +18,7 @@ from torch import Tensor
 from calib import AUTO, METHODS, TensorRange, make_observer
 
 from .centre import tensor_params
-from .fake import FakeQuantizer
+from .fake import FakeQuantizer, Quantizer
 from .network import Network
 from .statistics import ChannelSamples, random_projection, watching
 
@@ -136,12 +136,17 @@ def _errors(
             outputs = network.run({network.inputs[0]: batch}, quantizers=watching(candidates, seen))
             loss = sum((random_projection(outputs[name], generator) for name in network.outputs), torch.zeros(()))
             gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, list(seen.values()), allow_unused=True)
-        for (name, x), gradient in zip(seen.items(), gradients, strict=True):
-            if gradient is None:
-                continue
-            x = x.detach()
-            for method, quantizer in quantizers[name].items():
-                projected = ((quantizer(x) - x) * gradient).flatten(1).sum(1)
-                sums[name][method] += float(projected.square().sum())
+        del outputs, loss
+        for name, gradient in zip(seen, gradients, strict=True):
+            if gradient is not None:
+                _add_errors(sums[name], quantizers[name], seen[name].detach(), gradient)
         images += batch.shape[0]
+        del seen, gradients, gradient  # before the next batch needs as much
     return {name: {m: value / max(images, 1) for m, value in found.items()} for name, found in sums.items()}
+
+
+def _add_errors(sums: dict[str, float], quantizers: Mapping[str, Quantizer], x: Tensor, gradient: Tensor) -> None:
+    """Add up what rounding a tensor in each way does to the output, to first order."""
+    for method, quantizer in quantizers.items():
+        projected = ((quantizer(x) - x) * gradient).flatten(1).sum(1)
+        sums[method] += float(projected.square().sum())

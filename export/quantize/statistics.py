@@ -9,7 +9,7 @@ pass. So all kinds of rounding can be compared in one unit, the relative squared
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,31 @@ class ChannelSamples:
     values: Tensor
     low: Tensor
     high: Tensor
+
+
+class ScaledSamples(Mapping[str, ChannelSamples]):
+    """Samples as they are after equalization, computed when they are asked for: all of them are hundreds of megabytes.
+
+    Args:
+        samples: of the network as it was
+        factors: by tensor, of shape (C,)
+    """
+
+    def __init__(self, samples: Mapping[str, ChannelSamples], factors: Mapping[str, Tensor]) -> None:
+        self._samples = samples
+        self._factors = factors
+
+    def __getitem__(self, name: str) -> ChannelSamples:
+        seen, factors = self._samples[name], self._factors.get(name)
+        if factors is None or factors.numel() != seen.low.numel():
+            return seen
+        return ChannelSamples(seen.values * factors, seen.low * factors, seen.high * factors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
 
 
 @dataclass(frozen=True)
@@ -137,7 +162,7 @@ def output_sensitivity(
     of_weights = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
     images = 0
     for batch in batches:
-        leaves = {n: LayerConstants(c.weight.clone().requires_grad_(), c.bias) for n, c in layers.items()}
+        leaves = {n: LayerConstants(c.weight.detach().requires_grad_(), c.bias) for n, c in layers.items()}
         seen: dict[str, Tensor] = {}
         outputs = network.run({network.inputs[0]: batch}, layers=leaves, quantizers=watching(tensors, seen))
         loss = sum((random_projection(outputs[name], generator) for name in network.outputs), torch.zeros(()))
@@ -151,6 +176,7 @@ def output_sensitivity(
             if gradient is not None:
                 of_weights[name] += gradient.square()
         images += batch.shape[0]
+        del leaves, seen, outputs, loss, wanted, gradients  # before the next batch needs as much
     scale = 1.0 / max(images, 1)
     return Sensitivity(
         {name: value * scale for name, value in of_tensors.items()},

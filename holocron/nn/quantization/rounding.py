@@ -42,10 +42,7 @@ def round_compensating(weight: Tensor, moments: Tensor, scale: Tensor, damping: 
     # The inputs that matter most are rounded first, while there are most others to compensate in.
     order = torch.argsort(diagonal, dim=1, descending=True, stable=True)
     columns = order[:, None, :]
-    damped = moments.gather(1, order[:, :, None].expand_as(moments)).gather(2, columns.expand_as(moments))
-    damped.diagonal(dim1=1, dim2=2).add_(damping * level + torch.where(dead, 1.0, 0.0))
-    upper = _inverse_factor(damped)
-    del damped
+    upper = _inverse_factor(moments, order, damping * level + torch.where(dead, 1.0, 0.0))
     w = weight.gather(2, columns.expand_as(weight))
     rounded = torch.empty_like(w)
     for start in range(0, size, _BLOCK):
@@ -65,17 +62,30 @@ def round_compensating(weight: Tensor, moments: Tensor, scale: Tensor, damping: 
     return result.scatter_(2, columns.expand_as(rounded), rounded)
 
 
-def _inverse_factor(moments: Tensor) -> Tensor:
-    """The upper triangular U with UᵀU = H⁻¹."""
-    level = moments.diagonal(dim1=1, dim2=2).mean(1)[:, None]
+def _inverse_factor(moments: Tensor, order: Tensor, damping: Tensor) -> Tensor:
+    """The upper triangular U with UᵀU = H⁻¹, of second moments H with their inputs in another order.
+
+    The Cholesky factor of H with its inputs backwards, read backwards, is an upper triangular V with V Vᵀ = H; U is
+    its inverse.
+
+    Args:
+        moments: of shape (G, K, K)
+        order: of the inputs, of shape (G, K)
+        damping: added to the diagonal, of shape (G, 1)
+    """
+    groups = torch.arange(len(moments), device=moments.device)[:, None, None]
+    backwards = order.flip(1)
+    damped = moments[groups, backwards[:, :, None], backwards[:, None, :]]
+    damped.diagonal(dim1=1, dim2=2).add_(damping)
+    level = damped.diagonal(dim1=1, dim2=2).mean(1)[:, None]
     for _ in range(8):
-        lower, failed = torch.linalg.cholesky_ex(moments)
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed.any():
-            inverse = torch.cholesky_inverse(lower)
+            del damped
+            identity = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+            inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
             del lower
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed.any():
-                return upper
+            return inverse.flip(1, 2)
         # Inputs that depend on each other to within float32: damp more.
-        moments.diagonal(dim1=1, dim2=2).add_(0.05 * level)
-    return torch.diag_embed(moments.diagonal(dim1=1, dim2=2).rsqrt())
+        damped.diagonal(dim1=1, dim2=2).add_(0.05 * level)
+    return torch.diag_embed(damped.diagonal(dim1=1, dim2=2).rsqrt().flip(1))
