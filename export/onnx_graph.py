@@ -118,19 +118,11 @@ def set_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> None:
     onnx.helper.set_model_props(model, entries)
 
 
-def add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of a model that also gives out these float32 tensors; its own inputs among them are left out."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    index = GraphIndex(result)
-    for name in names:
-        if name not in index.outputs and name in index.producers:
-            result.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return result
-
-
 def serialized_with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
-    """A model as a file that also gives out these float32 tensors, without a copy of the model in between."""
+    """A model as a file that also gives out these float32 tensors, its own inputs among them left out.
+
+    No copy of the model is made in between.
+    """
     before = len(model.graph.output)
     known = {output.name for output in model.graph.output}
     made = {name for node in model.graph.node for name in node.output}

@@ -16,7 +16,7 @@ from torch import nn
 
 from calib import TensorRange, find_images, sample_folder
 from export import ExportResult, export_model
-from export.onnx_graph import add_outputs
+from export.onnx_graph import serialized_with_outputs
 from export.quantize import insert_qdq, tensors_to_observe
 from runtime.manifest import Preprocessing, read_manifest
 
@@ -197,7 +197,7 @@ def minmax_int8(tiny_onnx) -> dict[str, onnx.ModelProto]:
     """The little classifier with every layer in INT8, by scheme; what is not in integers is float32."""
     x = np.random.default_rng(1).standard_normal((32, 3, *SIZE), np.float32)
     names = tensors_to_observe(tiny_onnx)
-    seen = {**run_onnx(add_outputs(tiny_onnx, names), {"input": x}), "input": x}
+    seen = {**run_onnx(serialized_with_outputs(tiny_onnx, names), {"input": x}), "input": x}
     ranges = {}
     for name in names:
         low, high = min(float(seen[name].min()), 0.0), max(float(seen[name].max()), 0.0)

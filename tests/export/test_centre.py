@@ -35,9 +35,9 @@ def network(make_onnx, activation="Relu", second=None, outputs=("y",), tail=True
 
 
 def ranges_of(model, x, ort_run):
-    from export.onnx_graph import add_outputs
+    from export.onnx_graph import serialized_with_outputs
 
-    seen = {"x": x} | ort_run(add_outputs(model, ["r"]), {"x": x})
+    seen = {"x": x} | ort_run(serialized_with_outputs(model, ["r"]), {"x": x})
     found = {}
     for name in ("x", "r"):
         low, high = min(float(seen[name].min()), 0.0), float(seen[name].max())
@@ -120,11 +120,14 @@ def test_twice_the_resolution_and_no_activation(make_onnx, ort_run):
 
     def activation_error(model):
         """Of the rounded activation alone: its codes times the step, and what was taken from it added."""
-        from export.onnx_graph import add_outputs
+        from export.onnx_graph import serialized_with_outputs
 
         shift = 0.0 if model is plain else 128 * new["r"].symmetric / 127
-        seen = ort_run(add_outputs(model, ["r_dequantized"]), {"x": x}, optimize=False)["r_dequantized"] + shift
-        base = ort_run(add_outputs(plain, ["r"]), {"x": x}, optimize=False)["r"]
+        seen = (
+            ort_run(serialized_with_outputs(model, ["r_dequantized"]), {"x": x}, optimize=False)["r_dequantized"]
+            + shift
+        )
+        base = ort_run(serialized_with_outputs(plain, ["r"]), {"x": x}, optimize=False)["r"]
         return float(np.square(seen - base).mean())
 
     assert activation_error(ours) < 0.35 * activation_error(plain)

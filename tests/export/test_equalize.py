@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from calib import TensorRange
-from export.onnx_graph import add_outputs
+from export.onnx_graph import serialized_with_outputs
 from export.quantize import equalize, insert_qdq, tensors_to_observe
 from export.quantize.equalize import Equalization, apply_factors, channel_classes, choose_factors
 from export.quantize.layers import weighted_layers
@@ -320,7 +320,7 @@ def test_extreme_factors_change_no_answer(name, ort_run):
     assert_same_answers(scaled, model, x, ort_run)
     # It is the very tensors of the classes that changed, by these factors.
     names = [name for c in classes for name in c.tensors]
-    seen, before = (ort_run(add_outputs(m, names), {"x": x}, optimize=False) for m in (scaled, model))
+    seen, before = (ort_run(serialized_with_outputs(m, names), {"x": x}, optimize=False) for m in (scaled, model))
     for channel_class, s in zip(classes, factors, strict=True):
         for tensor in channel_class.tensors:
             was = before[tensor].reshape(3, channel_class.channels, -1)
@@ -355,7 +355,7 @@ def measure(model, images, batch=8):
     """Samples and sensitivities, as calibration collects them."""
     names = tensors_to_observe(model)
     batches = [images[i : i + batch] for i in range(0, len(images), batch)]
-    session = open_session(add_outputs(model, names).SerializeToString(), "onnxruntime", threads=1)
+    session = open_session(serialized_with_outputs(model, names), "onnxruntime", threads=1)
     samples = collect_samples(session, batches, len(images), names, seed=0)
     network = Network(model)
     layers = {
@@ -382,7 +382,7 @@ def expected_error(model, images, scheme, monkeypatch, per_tensor=False):
 def quantization_noise(model, images, scheme, ort_run):
     """Relative squared error of the output with ranges by minmax and weights rounded to the nearest."""
     names = tensors_to_observe(model)
-    seen = ort_run(add_outputs(model, names), {"x": images}) | {"x": images}
+    seen = ort_run(serialized_with_outputs(model, names), {"x": images}) | {"x": images}
     ranges = {}
     for name in names:
         low, high = min(float(seen[name].min()), 0.0), max(float(seen[name].max()), 0.0)

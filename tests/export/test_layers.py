@@ -6,7 +6,7 @@ import pytest
 from onnx import helper
 
 from calib import make_observer
-from export.onnx_graph import GraphIndex, add_outputs
+from export.onnx_graph import GraphIndex, serialized_with_outputs
 from export.quantize import insert_qdq, tensors_to_observe
 from export.quantize.layers import operators_left_float, quantized_tensors, range_sources
 from export.quantize.qdq import activation_params
@@ -36,7 +36,7 @@ def graph(make_onnx):
 
 def minmax(model, x, ort_run):
     names = tensors_to_observe(model)
-    seen = {"x": x, **ort_run(add_outputs(model, names), {"x": x})}
+    seen = {"x": x, **ort_run(serialized_with_outputs(model, names), {"x": x})}
     ranges = {}
     for name in names:
         observer = make_observer("minmax", name)

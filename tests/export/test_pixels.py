@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from export.onnx_graph import add_outputs
+from export.onnx_graph import serialized_with_outputs
 from export.quantize.fake import FakeQuantizer
 from export.quantize.pixels import PIXEL_RANGE, put_on_pixels
 from export.quantize.qdq import activation_params
@@ -108,7 +108,7 @@ def test_whatever_the_normalization(mean, std, seed, ort_run):
     result, tensor = put_on_pixels(model, preprocessing)
     images = pictures(seed=seed)
     x = fed(images, preprocessing)
-    seen = ort_run(add_outputs(result, [tensor]), {"x": x}, optimize=False)
+    seen = ort_run(serialized_with_outputs(result, [tensor]), {"x": x}, optimize=False)
     inner = seen[tensor][:, :, 1:-1, 1:-1]
     np.testing.assert_allclose(inner, images.transpose(0, 3, 1, 2).astype(np.float64) - 128, atol=2e-3)
     expected = ort_run(model, {"x": x}, optimize=False)["y"]
@@ -126,7 +126,7 @@ def test_rounding_pixels_loses_nothing(scheme, ort_run):
     model = build(*BEGINNINGS["without a bias"], shape=("n", 3, 256, 3))
     result, tensor = put_on_pixels(model, preprocessing)
     x = fed([np.ascontiguousarray(images[0][:, [0, 1, 1]])], Preprocessing((256, 3), IMAGENET.mean, IMAGENET.std))
-    seen = ort_run(add_outputs(result, [tensor]), {"x": x}, optimize=False)[tensor]
+    seen = ort_run(serialized_with_outputs(result, [tensor]), {"x": x}, optimize=False)[tensor]
     rounded = FakeQuantizer(params)(torch.from_numpy(seen)).numpy()
     np.testing.assert_array_equal(rounded, np.broadcast_to(shades[:, None] - 128.0, (1, 3, 256, 3)))
     np.testing.assert_allclose(rounded, seen, atol=1e-3)

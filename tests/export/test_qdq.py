@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calib import TensorRange, make_observer
 from export.errors import QuantizationError
-from export.onnx_graph import GraphIndex, add_outputs
+from export.onnx_graph import GraphIndex, serialized_with_outputs
 from export.quantize import insert_qdq, quantize, tensors_to_observe
 from export.quantize.layers import quantized_tensors
 from export.quantize.qdq import activation_params, quantize_weight
@@ -71,7 +71,7 @@ def fake_bias(b, seen, w, axis, scheme):
 def minmax(model, feeds, ort_run):
     """Ranges of every tensor that is quantized, from one run."""
     names = tensors_to_observe(model)
-    seen = ort_run(add_outputs(model, names), feeds) | feeds
+    seen = ort_run(serialized_with_outputs(model, names), feeds) | feeds
     ranges = {}
     for name in names:
         observer = make_observer("minmax", name)

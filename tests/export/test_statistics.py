@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from onnx import helper
 
 from calib import CalibrationError
-from export.onnx_graph import add_outputs
+from export.onnx_graph import serialized_with_outputs
 from export.quantize.network import LayerConstants, Network
 from export.quantize.statistics import collect_samples, output_sensitivity, random_projection, watching
 from runtime.backends import open_session
@@ -135,9 +135,9 @@ def test_a_network_in_onnx_runtime(make_onnx, ort_run):
         {"w": random(6, 3, 1, 1)},
     )
     x = random(5, 3, 4, 5)
-    session = open_session(add_outputs(model, ["r"]).SerializeToString(), "onnxruntime", threads=1)
+    session = open_session(serialized_with_outputs(model, ["r"]), "onnxruntime", threads=1)
     seen = collect_samples(session, batches_of(x, 2), 5, ["x", "r"], 0)
-    r = ort_run(add_outputs(model, ["r"]), {"x": x})["r"]
+    r = ort_run(serialized_with_outputs(model, ["r"]), {"x": x})["r"]
     np.testing.assert_array_equal(seen["x"].values.numpy(), np.moveaxis(x, 1, 3).reshape(-1, 3))
     np.testing.assert_allclose(seen["r"].values.numpy(), np.moveaxis(r, 1, 3).reshape(-1, 6), atol=1e-5)
 
