@@ -218,7 +218,7 @@ def observe_network(
         CalibrationError: if no image can be read, or an activation is not finite
         QuantizationError: if weights are not finite
     """
-    how = _effort(settings)
+    how = effort_of(settings)
     _check_finite(model)
     model, pixels = put_on_pixels(model, preprocessing)
     stream = ImageStream(images, preprocessing, batch_size=_BATCH)
@@ -233,7 +233,7 @@ def observe_network(
     sensitivity: Sensitivity | None = None
     if network.differentiable:
         few = ImageStream(_some(images, how.sensitivity_images), preprocessing, batch_size=_BATCH)
-        sensitivity = output_sensitivity(network, _tensors(few), names, _float_layers(network), settings.seed)
+        sensitivity = output_sensitivity(network, _tensors(few), names, float_layers(network), settings.seed)
     release_memory()
     return Observation(model, pixels, samples, sensitivity, len(images) - len(stream.skipped))
 
@@ -257,7 +257,7 @@ def calibrate_scheme(
     Returns:
         the factors, ranges and reasons
     """
-    how = _effort(settings)
+    how = effort_of(settings)
     model = observed.model
     kept_float = exempt_layers(model, scheme)
     hidden = exempt(model, kept_float)
@@ -269,7 +269,8 @@ def calibrate_scheme(
         weights = {n: value for n, value in observed.sensitivity.weights.items() if n not in kept_float}
         sensitivity = replace(observed.sensitivity, weights=weights)
         classes = channel_classes(model)
-        shown = _rounding_images(images, how) * (2 if _needs_mirrors(model, images, how) else 1)
+        shown = min(len(images), how.rounding_images)
+        shown *= 2 if needs_mirrors(model, shown) else 1
         found = choose_factors(
             *(model, classes, samples, sensitivity, scheme, settings.per_tensor, centred, shown), seen=observed.samples
         )
@@ -326,7 +327,7 @@ def quantize_scheme(
     Raises:
         QuantizationError: if the calibration is of another graph
     """
-    how = _effort(settings)
+    how = effort_of(settings)
     release_memory()
     model, _ = put_on_pixels(model, preprocessing)
     equalization = known_factors(channel_classes(model), calibration.factors)
@@ -339,20 +340,11 @@ def quantize_scheme(
     params = {
         name: tensor_params(calibration.ranges[source], scheme, name in centred) for name, source in names.items()
     }
-    layers = weighted_layers(network.index)
-    scales = {
-        layer.node.output[0]: torch.from_numpy(
-            _weight_params(network, layer, params, scheme, settings.per_tensor).scale
-        )
-        for layer in layers
-    }
-    quantizers = {name: FakeQuantizer(p) for name, p in params.items()}
-    done = None if state is None else state.layers()
-    rounding = LayerQuantizer(network, layers, scales, quantizers, how.rows_per_column, settings.seed, done)
+    rounding = weight_rounding(network, params, scheme, settings, None if state is None else state.layers())
     some = _some(images, how.rounding_images)
     batches = _tensors(ImageStream(some, preprocessing, batch_size=_BATCH))
     count = len(some)
-    if _needs_mirrors(model, images, how):
+    if needs_mirrors(model, count):
         mirrored = _tensors(ImageStream(some, preprocessing, batch_size=_BATCH))
         batches, count = itertools.chain(batches, (batch.flip(3) for batch in mirrored)), 2 * count
     results = rounding.run(batches, count, progress, None if state is None else state.add)
@@ -382,12 +374,75 @@ def quantize_scheme(
     return Quantized(quantized, floating, report, calibration)
 
 
-def _effort(settings: CalibrationSettings) -> Effort:
+def effort_of(settings: CalibrationSettings) -> Effort:
+    """What an effort stands for.
+
+    Args:
+        settings: what is asked
+
+    Raises:
+        ValueError: if the effort or the method is unknown
+    """
     if settings.effort not in EFFORTS:
         raise ValueError(f"effort is {settings.effort!r}, expected one of {', '.join(EFFORTS)}")
     if settings.method not in (AUTO, *METHODS):
         raise ValueError(f"method is {settings.method!r}, expected one of {', '.join((AUTO, *METHODS))}")
     return _EFFORTS[settings.effort]
+
+
+def weight_rounding(
+    network: Network,
+    params: Mapping[str, QuantParams],
+    scheme: str,
+    settings: CalibrationSettings,
+    done: Mapping[str, tuple[QuantizedLayer, LayerOutcome]] | None = None,
+) -> LayerQuantizer:
+    """What rounds the weights of all layers of a network.
+
+    Args:
+        network: the float network, with rescaled channels
+        params: scale and zero point of each activation that is rounded
+        scheme: `"cpu"` or `"trt"`
+        settings: what is asked
+        done: layers that an earlier, interrupted run has rounded already, and what that did
+    """
+    layers = weighted_layers(network.index)
+    scales = {
+        layer.node.output[0]: torch.from_numpy(
+            _weight_params(network, layer, params, scheme, settings.per_tensor).scale
+        )
+        for layer in layers
+    }
+    quantizers = {name: FakeQuantizer(p) for name, p in params.items()}
+    rows = effort_of(settings).rows_per_column
+    return LayerQuantizer(network, layers, scales, quantizers, rows, settings.seed, done)
+
+
+def needs_mirrors(model: onnx.ModelProto, images: int) -> bool:
+    """Whether a layer sees so few different inputs that mirror images of them are worth as many more.
+
+    Args:
+        model: with inferred shapes
+        images: number of images that its weights are rounded on
+    """
+    index = GraphIndex(model)
+    for layer in weighted_layers(index):
+        weight, shape = index.initializers[layer.weight].dims, index.shape(layer.node.output[0]) or ()
+        places = math.prod(size or 1 for size in shape[2:]) if layer.node.op_type == "Conv" else 1
+        columns = math.prod(weight) // weight[layer.axis]
+        if layer.node.op_type == "Conv" and columns > places * images:
+            return True
+    return False
+
+
+def float_layers(network: Network) -> dict[str, LayerConstants]:
+    """The weights and biases of a network's layers, by the name of their output."""
+    return {
+        layer.node.output[0]: LayerConstants(
+            network.constants[layer.weight], None if layer.bias is None else network.constants[layer.bias]
+        )
+        for layer in weighted_layers(network.index)
+    }
 
 
 def _check_finite(model: onnx.ModelProto) -> None:
@@ -413,31 +468,6 @@ def _some(images: Sequence[Path], count: int) -> list[Path]:
     if count >= len(images):
         return list(images)
     return [images[i * len(images) // count] for i in range(count)]
-
-
-def _rounding_images(images: Sequence[Path], how: Effort) -> int:
-    return min(len(images), how.rounding_images)
-
-
-def _needs_mirrors(model: onnx.ModelProto, images: Sequence[Path], how: Effort) -> bool:
-    """Whether a layer sees so few different inputs that mirror images of them are worth as many more."""
-    index = GraphIndex(model)
-    for layer in weighted_layers(index):
-        weight, shape = index.initializers[layer.weight].dims, index.shape(layer.node.output[0]) or ()
-        places = math.prod(size or 1 for size in shape[2:]) if layer.node.op_type == "Conv" else 1
-        columns = math.prod(weight) // weight[layer.axis]
-        if layer.node.op_type == "Conv" and columns > places * _rounding_images(images, how):
-            return True
-    return False
-
-
-def _float_layers(network: Network) -> dict[str, LayerConstants]:
-    return {
-        layer.node.output[0]: LayerConstants(
-            network.constants[layer.weight], None if layer.bias is None else network.constants[layer.bias]
-        )
-        for layer in weighted_layers(network.index)
-    }
 
 
 def _weight_params(

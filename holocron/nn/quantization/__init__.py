@@ -4,7 +4,7 @@ from .compensation import compensate
 from .equalization import equalize
 from .fake_quantize import ActivationQuantizer, WeightQuantizer, fake_quantize
 from .layers import QuantizedConv2d, QuantizedLinear
-from .prepare import convert, learned_ranges, prepare_qat, save_ranges
+from .prepare import convert, learned_ranges, load_ranges, prepare_qat, save_ranges
 
 __all__ = [
     "ActivationQuantizer",
@@ -16,6 +16,7 @@ __all__ = [
     "equalize",
     "fake_quantize",
     "learned_ranges",
+    "load_ranges",
     "prepare_qat",
     "save_ranges",
 ]

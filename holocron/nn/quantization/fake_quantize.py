@@ -133,6 +133,9 @@ class _LearnedRange(nn.Module):
     A bound so keeps its sign, a bound of 0 stays 0, a step of an optimizer is relative to the bound
     (`TQT <https://arxiv.org/abs/1903.08066>`_), and weight decay pulls back to the calibration. The gradient is scaled
     as in LSQ, by the number of values that share the bound.
+
+    Attributes:
+        learned: whether gradients reach the bounds; otherwise they stay as they are
     """
 
     calibrated: Tensor
@@ -142,10 +145,13 @@ class _LearnedRange(nn.Module):
         if scheme not in SCHEMES:
             raise ValueError(f"scheme is expected to be one of {', '.join(SCHEMES)}, got {scheme!r}")
         self.scheme = scheme
+        self.learned = True
         self.register_buffer("calibrated", torch.ones(num_bounds))
         self.log_factor = nn.Parameter(torch.zeros(num_bounds))
 
     def _bounds(self, num_values: int, largest_code: int) -> Tensor:
+        if not self.learned:
+            return self.calibrated * torch.exp(_RANGE_SPEED * self.log_factor.detach())
         factor: Tensor = _ScaleGradient.apply(self.log_factor, 1 / math.sqrt(max(num_values, 1) * largest_code))
         return self.calibrated * torch.exp(_RANGE_SPEED * factor)
 
@@ -194,6 +200,20 @@ class ActivationQuantizer(_LearnedRange):
         scale = self._to_scale((high - low) / 255)
         zero_point = -low / scale
         return scale, straight_through(zero_point, zero_point.detach().round().clamp(0, 255))
+
+    @torch.no_grad()
+    def set_params(self, scale: float, zero_point: int = 0) -> None:
+        """Take a range that is known, as the one to start from.
+
+        Args:
+            scale: positive
+            zero_point: the integer of 0
+        """
+        self.log_factor.zero_()
+        if self.scheme == "trt":
+            self.calibrated.copy_(_bound_of(torch.tensor([scale])))
+        else:
+            self.calibrated.copy_(torch.tensor([zero_point * scale, (255 - zero_point) * scale]))
 
     @torch.no_grad()
     def calibrate(self, values: Tensor, low: float, high: float) -> None:
@@ -262,6 +282,16 @@ class WeightQuantizer(_LearnedRange):
         return torch.maximum(scale, floor if self.per_channel else floor.max())
 
     @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        """Take scales that are known, as those to start from.
+
+        Args:
+            scale: positive, of shape (1,) or (channels,)
+        """
+        self.log_factor.zero_()
+        self.calibrated.copy_(_bound_of(scale))
+
+    @torch.no_grad()
     def calibrate(self, weight: Tensor, clip: bool = True) -> None:
         """Choose the bounds.
 
@@ -287,3 +317,9 @@ class WeightQuantizer(_LearnedRange):
             best = torch.where(error < least, base * fraction, best)
             least = torch.minimum(error, least)
         self.calibrated.copy_(best)
+
+
+def _bound_of(scale: Tensor) -> Tensor:
+    """The bound that a symmetric scale is computed from again, never a larger one, which would be rounded up."""
+    bound = scale * 127
+    return torch.where(bound / 127 > scale, torch.nextafter(bound, torch.zeros_like(bound)), bound)

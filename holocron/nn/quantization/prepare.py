@@ -6,7 +6,7 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from holocron.models.reparam import fuse_conv_bn, reparametrize
 from .equalization import equalize as equalize_layers
 from .fake_quantize import SCHEMES, ActivationQuantizer
 from .layers import QuantizedConv2d, QuantizedLinear
+from .pixels import PIXEL_STEP, PIXEL_ZERO_POINTS, put_on_pixels
 from .placement import place
 
-__all__ = ["convert", "learned_ranges", "prepare_qat", "save_ranges"]
+__all__ = ["convert", "learned_ranges", "load_ranges", "prepare_qat", "save_ranges"]
 
 RANGES_VERSION = 1
 _QUANTIZERS = "activation_quantizers"
@@ -41,6 +42,7 @@ def prepare_qat(
     scheme: str = "trt",
     per_channel: bool = True,
     equalize: bool | None = None,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> fx.GraphModule:
     """Make a copy of a network that computes with fake quantization, in exactly the scheme that is exported.
 
@@ -59,6 +61,9 @@ def prepare_qat(
             default where `per_channel` is off: one scale then has to serve all channels, and the layers of a chain get
             weights of one range, which one learning rate suits. Scales of their own make up for unequal channels by
             themselves, and lose more to the activations that change than they gain.
+        normalization: mean and deviation that images of values from 0 to 1 are normalized with. The network then undoes
+            it and its first layers read pixels, which 8 bits hold exactly, where its input goes into convolutions alone
+            (:mod:`~holocron.nn.quantization.pixels`)
 
     Returns:
         the network with fake quantization; :func:`learned_ranges` and :func:`convert` give what is exported
@@ -74,11 +79,16 @@ def prepare_qat(
     batches = [calibration] if isinstance(calibration, Tensor) else calibration
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     network: fx.GraphModule | None = None
+    pixels: fx.Node | None = None
     for batch in batches:
         if not isinstance(batch, Tensor) or batch.ndim < 2 or not len(batch):
             raise ValueError(f"calibration is expected to be batches of images, got {_describe(batch)}")
         if network is None:
             network = _plain_network(model, batch.to(device))
+            if normalization is not None:
+                pixels = put_on_pixels(network, *normalization)
+                with torch.no_grad():
+                    ShapeProp(network).propagate(batch.to(device))
             if equalize:
                 equalize_layers(network)
             # Once channels have the same range, clipping its ends costs more than it gains: each end is a channel.
@@ -89,6 +99,11 @@ def prepare_qat(
         raise ValueError("calibration has no batch: ranges are chosen on images like those the network will see")
     for watcher in seen:
         watcher.finish()
+    if pixels is not None:
+        quantizer = network.get_submodule(str(next(iter(pixels.users)).target))
+        assert isinstance(quantizer, ActivationQuantizer)
+        quantizer.set_params(PIXEL_STEP, PIXEL_ZERO_POINTS[scheme])
+        quantizer.learned = False
     return network.train(model.training)
 
 
@@ -167,6 +182,40 @@ def learned_ranges(model: fx.GraphModule) -> dict[str, Any]:
         "weights": weights,
         "digest": hashlib.sha256(b"".join(stored[name] for name in sorted(stored))).hexdigest(),
     }
+
+
+@torch.no_grad()
+def load_ranges(model: fx.GraphModule, ranges: Mapping[str, Any]) -> None:
+    """Set the scales and zero points of a network, those of the weights for good.
+
+    Another step of a layer's weights would move all of them to other codes at once, away from a rounding that was
+    chosen with care. Those of activations are learned from here on.
+
+    Args:
+        model: made by :func:`prepare_qat`
+        ranges: what :func:`learned_ranges` gives, whose digest does not matter
+
+    Raises:
+        ValueError: if the model was not made by :func:`prepare_qat`, or these are no ranges of it
+    """
+    settings = _settings(model)
+    for key in ("scheme", "per_channel"):
+        if ranges[key] != settings[key]:
+            raise ValueError(f"{key} of the ranges is {ranges[key]!r}, that of the model is {settings[key]!r}")
+    for name, roles in settings["roles"].items():
+        quantizer = model.get_submodule(name)
+        assert isinstance(quantizer, ActivationQuantizer)
+        known = {tuple(ranges["activations"][role].values()) for role in roles if role in ranges["activations"]}
+        if len(known) != 1:
+            raise ValueError(f"there are {len(known)} ranges for {' and '.join(roles)}, expected one")
+        quantizer.set_params(*known.pop())
+    for name, layer in model.named_modules():
+        if isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
+            scale = ranges["weights"].get(f"{name}.weight")
+            if scale is None:
+                raise ValueError(f"there is no range for {name}.weight")
+            layer.weight_quantizer.set_scale(torch.tensor(scale))
+            layer.weight_quantizer.learned = False
 
 
 def save_ranges(model: fx.GraphModule, path: str | os.PathLike[str]) -> None:
