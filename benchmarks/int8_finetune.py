@@ -26,17 +26,18 @@ from int8_accuracy import BATCH, SCHEMES, Case, Row, answers, from_weights, judg
 from torch import Tensor, fx
 from torch.utils.data import DataLoader, Dataset
 
-from calib import ImageStream, find_images
+from calib import EFFORTS, ImageStream, find_images
 from export import export_model
 from export.quantize.learned import quantize_learned, read_ranges
 from export.quantize.optimize import quantize_calibrated
+from export.quantize.warm_start import start_from_calibration
 from export.trace import trace
 from holocron.nn.quantization import compensate, convert, learned_ranges, prepare_qat
 from holocron.trainer import DistillationLoss, QuantizationTrainer, UnlabelledDataset, VariedDataset
 from runtime.table import format_table
 
 TRAINING_BATCH = 32
-LEARNING_RATE = 2e-4
+LEARNING_RATE = 1e-5
 
 
 class Images(Dataset[Tensor]):
@@ -64,12 +65,22 @@ def exported(model: fx.GraphModule, case: Case) -> bytes:
     return quantize_learned(graph, read_ranges(learned_ranges(model))).SerializeToString()
 
 
+def started(case: Case, args: argparse.Namespace, seed: int = 0) -> fx.GraphModule:
+    """Where a fine-tune starts: where calibration ends."""
+    images = calibration_images(case)
+    normalization = (case.preprocessing.mean, case.preprocessing.std)
+    model = prepare_qat(
+        case.module, images.split(BATCH), args.scheme, args.per_channel, equalize=False, normalization=normalization
+    )
+    start_from_calibration(model, images, args.effort, seed)
+    return model
+
+
 def fine_tuned(case: Case, args: argparse.Namespace, seed: int, folder: Path) -> bytes:
     """Prepare, train and export."""
     torch.manual_seed(seed)
     images = calibration_images(case)
-    model = prepare_qat(case.module, images.split(BATCH), args.scheme, args.per_channel)
-    compensate(model, images, seed)
+    model = started(case, args, seed)
     trainer = QuantizationTrainer(
         model,
         DataLoader(UnlabelledDataset(VariedDataset(Images(images), args.variants)), TRAINING_BATCH, shuffle=True),
@@ -96,19 +107,23 @@ def methods(
             compensate(model, unlabelled)
         return exported(model, case)
 
+    def start() -> bytes:
+        return exported(started(case, args).eval(), case)
+
     def calibrated() -> bytes:
         images = find_images(case.calib)
         made = quantize_calibrated(
-            onnx.load(graph), images, case.preprocessing, args.scheme, effort="fast", per_tensor=per_tensor
+            onnx.load(graph), images, case.preprocessing, args.scheme, effort=args.effort, per_tensor=per_tensor
         )
         return made.model.SerializeToString()
 
     yield "rounded to the nearest", lambda: prepared(False)
     if per_tensor:
         yield "equalized, rounded to the nearest", lambda: prepared(True)
-    yield "what the fine-tune starts from", lambda: prepared(None, compensated=True)
     if not args.only_fine_tune:
-        yield "post-training, fast", calibrated
+        yield "equalized, compensated", lambda: prepared(None, compensated=True)
+        yield f"post-training, {args.effort}", calibrated
+    yield "what the fine-tune starts from", start
     for seed in args.seed or [0]:
         yield f"fine-tuned, seed {seed}", lambda seed=seed: fine_tuned(case, args, seed, folder)
 
@@ -156,6 +171,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, action="append", help="of the fine-tune; may be given several times")
     parser.add_argument("--scheme", choices=SCHEMES, default="trt")
     parser.add_argument("--per-channel", action="store_true", help="a scale for each output channel of the weights")
+    parser.add_argument("--effort", choices=EFFORTS, default="fast", help="of the calibration that it starts from")
     parser.add_argument("--only-fine-tune", action="store_true", help="leave out the post-training method")
     parser.add_argument("--limit", type=int, default=0, help="judge on that many images only")
     parser.add_argument("--json", action="store_true")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sized
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -122,7 +123,8 @@ class QuantizationTrainer(ClassificationTrainer):
     With labels it trains as :class:`~holocron.trainer.ClassificationTrainer`. With a `teacher`, usually the float
     network that the model was made from, it trains the model to answer as the teacher does, and needs no label: the
     criterion is given the teacher's output in place of the target, e.g. :class:`DistillationLoss`. A few epochs at a
-    low learning rate of an adaptive optimizer are enough, since the network starts next to where it should end.
+    low learning rate of an adaptive optimizer are enough, since the network starts next to where it should end. It ends
+    as it was best on the validation set, its start included.
 
     Args:
         model: the network with fake quantization
@@ -160,6 +162,30 @@ class QuantizationTrainer(ClassificationTrainer):
         super().set_device(gpu)
         if gpu is not None and self.teacher is not None:
             self.teacher = self.teacher.to(f"cuda:{gpu}")
+
+    def fit_n_epochs(self, num_epochs: int, lr: float, *args: Any, **kwargs: Any) -> None:
+        """Train the model, and leave it as it was best on the validation set, which may be as it started.
+
+        Weights that were rounded with care are a good start, and a few images can lead away from it.
+
+        Args:
+            num_epochs: number of epochs of the schedule
+            lr: the learning rate
+            *args: further arguments of :meth:`holocron.trainer.Trainer.fit_n_epochs`
+            **kwargs: the same
+
+        Raises:
+            ValueError: as there
+        """
+        resumed = math.isfinite(self.min_loss) and Path(self.output_file).exists()
+        if not resumed:
+            start = self.evaluate()["val_loss"]
+            self.min_loss = math.inf if math.isnan(start) else start
+            self.save(self.output_file)
+            distributed.barrier()
+        super().fit_n_epochs(num_epochs, lr, *args, **kwargs)
+        best = torch.load(self.output_file, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(best["model"])
 
     def _get_loss(self, x: Tensor, target: Target, return_logits: bool = False) -> Any:
         if self.teacher is None:

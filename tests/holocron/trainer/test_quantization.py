@@ -140,10 +140,31 @@ def test_the_same_seed_gives_the_same_ranges(float_model, digits, tmp_path):
     found = []
     for _ in range(2):
         qat = prepare_qat(float_model, calibration(digits), per_channel=False)
-        make_trainer(qat, digits, tmp_path, float_model, n=200).fit_n_epochs(1, 1e-2)
+        make_trainer(qat, digits, tmp_path, float_model, n=200).fit_n_epochs(2, 3e-3)
         found.append(learned_ranges(qat))
     assert found[0] == found[1]
     assert found[0] != learned_ranges(prepare_qat(float_model, calibration(digits), per_channel=False))
+
+
+def test_a_training_that_leads_away_leaves_the_start(float_model, digits, tmp_path):
+    qat = prepare_qat(float_model, calibration(digits))
+    before = copy.deepcopy(qat.state_dict())
+    seen = []
+    trainer = make_trainer(qat, digits, tmp_path, float_model, n=100, on_epoch_end=seen.append)
+    loss = trainer.evaluate()["val_loss"]
+    trainer.fit_n_epochs(1, 1.0)
+    assert seen[0]["val_loss"] > loss
+    torch.testing.assert_close(qat.state_dict(), before, rtol=0, atol=0)
+    assert trainer.evaluate()["val_loss"] == pytest.approx(loss)
+
+
+def test_of_all_epochs_the_best_is_kept(float_model, digits, tmp_path):
+    seen = []
+    qat = prepare_qat(float_model, calibration(digits), per_channel=False)
+    trainer = make_trainer(qat, digits, tmp_path, float_model, n=200, on_epoch_end=seen.append)
+    start = trainer.evaluate()["val_loss"]
+    trainer.fit_n_epochs(3, 1e-2)
+    assert trainer.evaluate()["val_loss"] == pytest.approx(min(start, *(m["val_loss"] for m in seen)))
 
 
 def test_an_interrupted_training_goes_on_where_it_was(float_model, digits, tmp_path):
