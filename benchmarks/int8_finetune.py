@@ -37,7 +37,7 @@ from holocron.trainer import DistillationLoss, QuantizationTrainer, UnlabelledDa
 from runtime.table import format_table
 
 TRAINING_BATCH = 32
-LEARNING_RATE = 1e-5
+LEARNING_RATE = 1e-4
 
 
 class Images(Dataset[Tensor]):
