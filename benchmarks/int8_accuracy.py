@@ -271,7 +271,8 @@ def main() -> None:
     for make in makers:
         for row in compare(make(), args):
             rows.append(row)
-            print(f"{row.network} {row.scheme} {row.tool}: {row.top1:.2%}", file=sys.stderr, flush=True)
+            found = f"{row.top1:.2%}, agreement {row.agreement:.2%}"
+            print(f"{row.network} {row.scheme} {row.tool}: {found}", file=sys.stderr, flush=True)
     if args.json:
         print(json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}))
         return
