@@ -158,7 +158,8 @@ def _triangle(x: _Float64) -> _Float64:
 def _hamming(x: _Float64) -> _Float64:
     x = np.abs(x)
     raised, share = (float(np.float32(value)) for value in (0.54, 0.46))  # Pillow has these two in single precision
-    return np.where(x < 1.0, _sinc(x) * (raised + share * np.cos(math.pi * x)), 0.0)
+    window = np.where(x == 0.0, 1.0, raised + share * np.cos(math.pi * x))  # their sum is not 1
+    return np.where(x < 1.0, _sinc(x) * window, 0.0)
 
 
 def _cubic(x: _Float64) -> _Float64:

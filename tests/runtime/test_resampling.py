@@ -49,6 +49,15 @@ def test_one_axis_is_pillows_to_the_bit(source, target, interpolation):
     np.testing.assert_array_equal(found.transpose(1, 0, 2), np.asarray(theirs))
 
 
+@pytest.mark.parametrize(("source", "target"), [(23, 5), (15, 7), (39, 7), (43, 7)])
+def test_the_middle_of_hammings_window_is_one(source, target):
+    """A pixel that lies there has another unit otherwise, which one row in a thousand shows."""
+    image = noise(20_000, source)
+    theirs = Image.fromarray(image).resize((target, 20_000), Image.Resampling.HAMMING)
+    found = product(axis_weights(source, target, "hamming"), image.transpose(1, 0, 2))
+    np.testing.assert_array_equal(found.transpose(1, 0, 2), np.asarray(theirs))
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.integers(1, 90),
