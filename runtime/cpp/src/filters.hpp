@@ -6,19 +6,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "holocron/size.hpp"
+
 namespace holocron::detail {
 
 /// Pillow's filters. All but Nearest widen with the reduction, i.e. they are antialiased.
 enum class Interpolation { Nearest, Box, Bilinear, Hamming, Bicubic, Lanczos };
-
-/// Extent of an image in pixels.
-struct Size {
-    int height = 0;
-    int width = 0;
-
-    friend constexpr bool operator==(Size a, Size b) noexcept { return a.height == b.height && a.width == b.width; }
-    friend constexpr bool operator!=(Size a, Size b) noexcept { return !(a == b); }
-};
 
 /// Weights are whole numbers of units of 2 to the minus this.
 inline constexpr int kWeightBits = 22;
