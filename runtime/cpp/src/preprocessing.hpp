@@ -30,9 +30,9 @@ enum class PadMode {
 
 /// How an image becomes the network's input: `preprocessing` of a manifest.
 struct Preprocessing {
-    Size size;                   ///< of the input
-    std::array<double, 3> mean;  ///< red, green, blue; in units of 1, not 255
-    std::array<double, 3> std;   ///< red, green, blue; in units of 1, not 255
+    Size size;                                 ///< of the input
+    std::array<double, 3> mean{};              ///< red, green, blue; in units of 1, not 255
+    std::array<double, 3> std{1.0, 1.0, 1.0};  ///< red, green, blue; in units of 1, not 255
     ResizeMode resize = ResizeMode::Squish;
     PadMode pad_mode = PadMode::Constant;
     Interpolation interpolation = Interpolation::Bilinear;

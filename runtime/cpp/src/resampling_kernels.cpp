@@ -1,0 +1,194 @@
+#include "resampling_kernels.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+// The loops below are plain C++ of fixed lengths, which compilers turn into vector instructions. On x86-64 they are
+// compiled twice and the processor is asked at run time, for the baseline of that architecture is of 2003; wider
+// registers than AVX2's gained a quarter at most. Sums are unsigned, so that they may wrap on the way: in the end they
+// fit into 31 bits, since weights add up to about 1 and pixels have 8 bits.
+
+#if defined(__GNUC__)
+#define HOLOCRON_INLINE [[gnu::always_inline]] inline
+#else
+#define HOLOCRON_INLINE inline
+#endif
+
+namespace holocron::detail {
+namespace {
+
+constexpr std::uint32_t kHalf = std::uint32_t{1} << (kWeightBits - 1);
+
+HOLOCRON_INLINE std::uint8_t clipped(std::uint32_t sum) {
+    const auto value = static_cast<std::int32_t>(sum) >> kWeightBits;
+    return static_cast<std::uint8_t>(std::min(std::max(value, 0), 255));
+}
+
+// Weighted sums of `Lanes` bytes that lie at `at(tap)`. How many of them one loop goes over decides whether the
+// compiler keeps the sums in registers; measured with GCC.
+template <int Lanes, int Loop, typename At>
+HOLOCRON_INLINE void weighted_sum(const At& at, const std::int32_t* units, int count, std::uint8_t* out) {
+    std::uint32_t sums[Lanes];
+    for (int k = 0; k < Lanes; ++k) {
+        sums[k] = kHalf;
+    }
+    for (int tap = 0; tap < count; ++tap) {
+        const std::uint8_t* pixels = at(tap);
+        const auto weight = static_cast<std::uint32_t>(units[tap]);
+        for (int begin = 0; begin < Lanes; begin += Loop) {
+            for (int k = begin; k < begin + Loop; ++k) {
+                sums[k] += weight * pixels[k];
+            }
+        }
+    }
+    for (int k = 0; k < Lanes; ++k) {
+        out[k] = clipped(sums[k]);
+    }
+}
+
+// Does `length` things `Block` at a time. The last block overlaps the one before it; what is shorter goes one by one.
+template <std::size_t Block, typename DoBlock, typename DoOne>
+HOLOCRON_INLINE void for_blocks(std::size_t length, const DoBlock& block, const DoOne& one) {
+    if (length < Block) {
+        for (std::size_t x = 0; x < length; ++x) {
+            one(x);
+        }
+        return;
+    }
+    for (std::size_t x = 0; x + Block < length; x += Block) {
+        block(x);
+    }
+    block(length - Block);
+}
+
+template <int Channels>
+HOLOCRON_INLINE void horizontal_channels(const std::uint8_t* columns, const AxisWeights& axis, std::uint8_t* out) {
+    constexpr int lanes = Channels * kBlockRows;
+    constexpr int loop = lanes == 64 ? 32 : lanes;
+    for (int x = 0; x < axis.target; ++x) {
+        const auto i = static_cast<std::size_t>(x);
+        const std::uint8_t* first = columns + static_cast<std::ptrdiff_t>(axis.first[i]) * lanes;
+        weighted_sum<lanes, loop>([first](int tap) { return first + static_cast<std::ptrdiff_t>(tap) * lanes; },
+                                  axis.of(x), axis.count[i], out + i * lanes);
+    }
+}
+
+HOLOCRON_INLINE void horizontal_body(const std::uint8_t* columns, int channels, const AxisWeights& axis,
+                                     std::uint8_t* out) {
+    switch (channels) {
+        case 1:
+            horizontal_channels<1>(columns, axis, out);
+            break;
+        case 3:
+            horizontal_channels<3>(columns, axis, out);
+            break;
+        default:
+            horizontal_channels<4>(columns, axis, out);
+            break;
+    }
+}
+
+HOLOCRON_INLINE void vertical_body(const std::uint8_t* const* rows, const std::int32_t* units, int count,
+                                   std::size_t length, std::uint8_t* out) {
+    constexpr std::size_t lanes = 64;
+    for_blocks<lanes>(
+        length,
+        [&](std::size_t x) { weighted_sum<lanes, 32>([&](int tap) { return rows[tap] + x; }, units, count, out + x); },
+        [&](std::size_t x) { weighted_sum<1, 1>([&](int tap) { return rows[tap] + x; }, units, count, out + x); });
+}
+
+// Transposing is shuffling a deck perfectly: of 16 rows in a row, each byte of the first half is followed by the one of
+// the second half at its place, and after four times the 16 bytes of a column lie side by side.
+template <std::size_t Half>
+HOLOCRON_INLINE void shuffle(const std::uint8_t* first, const std::uint8_t* second, std::uint8_t* out) {
+    for (std::size_t k = 0; k < Half; ++k) {
+        out[2 * k] = first[k];
+        out[2 * k + 1] = second[k];
+    }
+}
+
+HOLOCRON_INLINE void to_columns_body(const std::uint8_t* const* rows, std::size_t length, std::uint8_t* columns) {
+    constexpr std::size_t block = 64;
+    constexpr std::size_t half = block * kBlockRows / 2;
+    std::uint8_t once[2 * half];
+    std::uint8_t twice[2 * half];
+    for_blocks<block>(
+        length,
+        [&](std::size_t x) {
+            for (std::size_t r = 0; r < kBlockRows / 2; ++r) {
+                shuffle<block>(rows[r] + x, rows[r + kBlockRows / 2] + x, once + r * 2 * block);
+            }
+            shuffle<half>(once, once + half, twice);
+            shuffle<half>(twice, twice + half, once);
+            shuffle<half>(once, once + half, columns + x * kBlockRows);
+        },
+        [&](std::size_t x) {
+            for (std::size_t r = 0; r < kBlockRows; ++r) {
+                columns[x * kBlockRows + r] = rows[r][x];
+            }
+        });
+}
+
+HOLOCRON_INLINE void to_rows_body(const std::uint8_t* columns, std::size_t length, std::uint8_t* const* rows) {
+    constexpr std::size_t half = kBlockRows * kBlockRows / 2;
+    std::uint8_t once[2 * half];
+    std::uint8_t twice[2 * half];
+    for_blocks<kBlockRows>(
+        length,
+        [&](std::size_t x) {
+            const std::uint8_t* square = columns + x * kBlockRows;
+            shuffle<half>(square, square + half, once);
+            shuffle<half>(once, once + half, twice);
+            shuffle<half>(twice, twice + half, once);
+            shuffle<half>(once, once + half, twice);
+            for (std::size_t r = 0; r < kBlockRows; ++r) {
+                std::memcpy(rows[r] + x, twice + r * kBlockRows, kBlockRows);
+            }
+        },
+        [&](std::size_t x) {
+            for (std::size_t r = 0; r < kBlockRows; ++r) {
+                rows[r][x] = columns[x * kBlockRows + r];
+            }
+        });
+}
+
+// The four functions for one instruction set, and their table.
+#define HOLOCRON_KERNELS(NAME, TARGET)                                                                          \
+    TARGET void NAME##_to_columns(const std::uint8_t* const* rows, std::size_t length, std::uint8_t* columns) { \
+        to_columns_body(rows, length, columns);                                                                 \
+    }                                                                                                           \
+    TARGET void NAME##_to_rows(const std::uint8_t* columns, std::size_t length, std::uint8_t* const* rows) {    \
+        to_rows_body(columns, length, rows);                                                                    \
+    }                                                                                                           \
+    TARGET void NAME##_horizontal(const std::uint8_t* columns, int channels, const AxisWeights& axis,           \
+                                  std::uint8_t* out) {                                                          \
+        horizontal_body(columns, channels, axis, out);                                                          \
+    }                                                                                                           \
+    TARGET void NAME##_vertical(const std::uint8_t* const* rows, const std::int32_t* units, int count,          \
+                                std::size_t length, std::uint8_t* out) {                                        \
+        vertical_body(rows, units, count, length, out);                                                         \
+    }                                                                                                           \
+    constexpr ResamplingKernels NAME##_kernels{NAME##_to_columns, NAME##_to_rows, NAME##_horizontal, NAME##_vertical};
+
+HOLOCRON_KERNELS(baseline, )
+#if defined(__GNUC__) && defined(__x86_64__)
+HOLOCRON_KERNELS(avx2, [[gnu::target("avx2")]])
+#endif
+
+const ResamplingKernels& fitting_kernels() noexcept {
+#if defined(__GNUC__) && defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) {
+        return avx2_kernels;
+    }
+#endif
+    return baseline_kernels;
+}
+
+}  // namespace
+
+const ResamplingKernels& resampling_kernels() noexcept {
+    static const ResamplingKernels& kernels = fitting_kernels();
+    return kernels;
+}
+
+}  // namespace holocron::detail
