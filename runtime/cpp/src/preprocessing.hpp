@@ -10,7 +10,8 @@
 
 #include "filters.hpp"
 #include "holocron/frame.hpp"
-#include "plan_cache.hpp"
+#include "resampling.hpp"
+#include "size_cache.hpp"
 
 namespace holocron::detail {
 
@@ -59,6 +60,7 @@ struct PaddedBox {
 /// Turns frames into the network's input. Threads may share one.
 class Preprocessor {
  public:
+    /// \param preprocessing of a manifest: its numbers are finite, and no standard deviation is 0
     explicit Preprocessor(const Preprocessing& preprocessing);
 
     [[nodiscard]] const Preprocessing& preprocessing() const noexcept { return preprocessing_; }
@@ -75,13 +77,15 @@ class Preprocessor {
     /// \throws ImageError if it is not a frame that can be taken
     void operator()(const Frame& frame, float* out, int threads, const std::string& name) const;
 
-    /// The same before normalization: 8-bit RGB, 3 bytes a pixel, of the input's size.
-    void resize(const Frame& frame, std::uint8_t* out, int threads, const std::string& name) const;
-
  private:
+    void write_rows(const FrameRows& rows, const Resampler* resample, PaddedBox box, int begin, int end,
+                    float* out) const;
+    void pad_columns(float* row, PaddedBox box, std::size_t channel) const;
+    void pad_rows(float* plane, PaddedBox box, std::size_t channel) const;
+
     Preprocessing preprocessing_;
-    std::array<std::array<float, 256>, 3> normalized_;  // of each channel, what each of its 256 values becomes
-    mutable PlanCache plans_;
+    std::array<std::array<float, 256>, 3> normalized_{};  // of each channel, what each of its 256 values becomes
+    SizeCache<Resampler> resamplers_;                     // to the size before padding
 };
 
 }  // namespace holocron::detail

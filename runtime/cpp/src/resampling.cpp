@@ -142,6 +142,11 @@ bool rows_first(Size source, Size target, Interpolation interpolation) noexcept 
     return interpolation != Interpolation::Nearest && fewer_columns != 0 && fewer_rows > std::max(0, 2 * fewer_columns);
 }
 
+int useful_threads(double products, int threads) noexcept {
+    const double worth = products / kProductsWorthAThread;
+    return worth >= threads ? threads : std::max(1, static_cast<int>(worth));
+}
+
 Resampler::Resampler(Size source, Size target, Interpolation interpolation)
     : source_(source), target_(target), rows_first_(rows_first(source, target, interpolation)) {
     if (interpolation == Interpolation::Nearest) {
@@ -163,11 +168,12 @@ void Resampler::operator()(const FrameRows& rows, std::uint8_t* out, int threads
                     [&](int begin, int end) { band(rows, begin, end, out + static_cast<std::size_t>(begin) * bytes); });
 }
 
-int Resampler::useful_threads(int channels, int threads) const noexcept {
-    const double across = double(target_.width) * (rows_first_ ? target_.height : source_.height) * columns_.taps;
-    const double down = double(target_.height) * (rows_first_ ? source_.width : target_.width) * rows_.taps;
-    const double worth = (across + down) * channels / kProductsWorthAThread;
-    return worth >= threads ? threads : std::max(1, static_cast<int>(worth));
+double Resampler::products(int channels) const noexcept {
+    const int wide_rows = rows_first_ ? target_.height : source_.height;
+    const int long_columns = rows_first_ ? source_.width : target_.width;
+    const double across = 1.0 * target_.width * wide_rows * columns_.taps;
+    const double down = 1.0 * target_.height * long_columns * rows_.taps;
+    return (across + down) * channels;
 }
 
 void Resampler::band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const {

@@ -16,6 +16,12 @@ namespace holocron::detail {
 /// the two, so the order decides about the last bit. Earlier releases never do.
 [[nodiscard]] bool rows_first(Size source, Size target, Interpolation interpolation) noexcept;
 
+/// How many threads are worth starting.
+///
+/// \param products of Resampler::products
+/// \param threads the most that the caller has
+[[nodiscard]] int useful_threads(double products, int threads) noexcept;
+
 /// Resizes images of one size to another: what `Image.resize` of Pillow 13 gives for 8-bit channels, every byte equal.
 ///
 /// Holds the weights, and nothing that a call changes: threads may share one.
@@ -42,11 +48,10 @@ class Resampler {
     /// \param out the pixels of these rows alone
     void band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const;
 
-    /// How many threads are worth starting for an image.
+    /// Products of a weight and a value that an image takes.
     ///
     /// \param channels bytes of a pixel
-    /// \param threads the most that the caller has
-    [[nodiscard]] int useful_threads(int channels, int threads) const noexcept;
+    [[nodiscard]] double products(int channels) const noexcept;
 
  private:
     void nearest_band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const;
