@@ -80,6 +80,13 @@ struct Manifest {
     std::optional<PostProcessing> post_processing;  ///< nothing if the graph gives the network's own outputs
 };
 
+/// The inputs of a network that takes frames.
+///
+/// \param frame which frames it takes
+/// \param preprocessing gives the size that they are resized to
+/// \return the frame, and where its size is not fixed the matrices that resize it
+[[nodiscard]] std::vector<TensorSpec> frame_inputs(const FrameSpec& frame, const Preprocessing& preprocessing);
+
 /// Parse and check a manifest.
 ///
 /// \param text JSON

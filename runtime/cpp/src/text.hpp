@@ -30,4 +30,7 @@ namespace holocron::detail {
 [[nodiscard]] std::string tuple(const std::vector<Dimension>& shape);
 [[nodiscard]] std::string tuple(const Shape& shape);
 
+/// A library's error in one line of at most 300 characters.
+[[nodiscard]] std::string one_line(std::string_view error);
+
 }  // namespace holocron::detail

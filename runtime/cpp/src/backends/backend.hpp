@@ -17,6 +17,7 @@
 #include "holocron/model.hpp"
 #include "holocron/tensor.hpp"
 #include "manifest.hpp"
+#include "text.hpp"
 
 namespace holocron::detail {
 
@@ -35,8 +36,8 @@ class OutOfDeviceMemory : public BackendError {
 /// One execution of a network at a time: its buffers, its stream. Used by one thread at a time, by different threads
 /// one after the other, so that a context on a GPU makes its device current itself.
 ///
-/// A run is: `stage` or `bind` each input, then `run`. What went wrong in one leaves the context unusable: the pool
-/// destroys a context that threw.
+/// A run is: `stage` or `bind` each input, then `run`. The pool destroys a context that threw, but for an InputError:
+/// that leaves it as it was.
 class Context {
  public:
     Context() = default;
@@ -165,8 +166,5 @@ std::string tensorrt_rtx_problem();
 std::shared_ptr<Executable> open_tensorrt_rtx(const Network& network, const SessionOptions& options);
 EngineHost tensorrt_rtx_host(const std::string& device);
 #endif
-
-/// A library's error in one line of at most 300 characters.
-[[nodiscard]] std::string one_line(std::string_view error);
 
 }  // namespace holocron::detail
