@@ -86,7 +86,7 @@ class BlockResizer {
     }
 
  private:
-    const ResamplingKernels& kernels_ = resampling_kernels();
+    const ResamplingKernels& kernels_ = available_resampling_kernels().front();
     const AxisWeights& axis_;
     int channels_;
     Bytes columns_;
@@ -110,7 +110,7 @@ class TapRows {
     }
 
  private:
-    const ResamplingKernels& kernels_ = resampling_kernels();
+    const ResamplingKernels& kernels_ = available_resampling_kernels().front();
     const AxisWeights& axis_;
     std::vector<const std::uint8_t*> rows_;
 };

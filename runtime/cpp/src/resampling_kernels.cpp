@@ -175,19 +175,21 @@ HOLOCRON_KERNELS(baseline, )
 HOLOCRON_KERNELS(avx2, [[gnu::target("avx2")]])
 #endif
 
-const ResamplingKernels& fitting_kernels() noexcept {
+std::vector<ResamplingKernels> find_kernels() {
+    std::vector<ResamplingKernels> found;
 #if defined(__GNUC__) && defined(__x86_64__)
     if (__builtin_cpu_supports("avx2")) {
-        return avx2_kernels;
+        found.push_back(avx2_kernels);
     }
 #endif
-    return baseline_kernels;
+    found.push_back(baseline_kernels);
+    return found;
 }
 
 }  // namespace
 
-const ResamplingKernels& resampling_kernels() noexcept {
-    static const ResamplingKernels& kernels = fitting_kernels();
+const std::vector<ResamplingKernels>& available_resampling_kernels() {
+    static const std::vector<ResamplingKernels> kernels = find_kernels();
     return kernels;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "filters.hpp"
 
@@ -28,7 +29,7 @@ struct ResamplingKernels {
                      std::uint8_t* out);
 };
 
-/// Those for the processor at hand.
-[[nodiscard]] const ResamplingKernels& resampling_kernels() noexcept;
+/// Those that the processor at hand runs, the fastest first; all give the same.
+[[nodiscard]] const std::vector<ResamplingKernels>& available_resampling_kernels();
 
 }  // namespace holocron::detail
