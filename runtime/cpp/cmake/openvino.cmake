@@ -1,7 +1,8 @@
 # OpenVINO, from an installation or from its Python wheel: -DOpenVINO_DIR=<site-packages>/openvino/cmake.
 set(HOLOCRON_HAS_OPENVINO OFF)
 if(NOT HOLOCRON_WITH_OPENVINO STREQUAL "OFF")
-    find_package(OpenVINO 2024.0 CONFIG QUIET COMPONENTS Runtime)
+    # Its package takes no version but its own for compatible.
+    find_package(OpenVINO CONFIG QUIET COMPONENTS Runtime)
     if(OpenVINO_FOUND)
         set(HOLOCRON_HAS_OPENVINO ON)
         target_sources(holocron_objects PRIVATE src/backends/openvino.cpp)
