@@ -65,7 +65,7 @@ std::unique_ptr<Context> ContextPool::make_or_wait(const std::shared_ptr<Executa
         return nullptr;
     } catch (const DeviceLost& e) {
         give_back(nullptr, false);
-        note_lost(e.what());
+        note_lost(e.reason());
         throw;
     } catch (...) {
         give_back(nullptr, false);

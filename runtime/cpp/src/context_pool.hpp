@@ -53,7 +53,7 @@ class ContextPool {
             lease.keep = true;
             throw;
         } catch (const DeviceLost& e) {
-            note_lost(e.what());
+            note_lost(e.reason());
             throw;
         }
     }

@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "holocron/errors.hpp"
@@ -24,7 +25,13 @@ namespace holocron::detail {
 /// The GPU is lost to this process: the context pool closes, and every later call is refused.
 class DeviceLost : public BackendError {
  public:
-    using BackendError::BackendError;
+    /// \param message for the call that noticed it
+    /// \param reason what the device said, for the calls that come later
+    DeviceLost(const std::string& message, std::string reason) : BackendError(message), reason_(std::move(reason)) {}
+    [[nodiscard]] const std::string& reason() const noexcept { return reason_; }
+
+ private:
+    std::string reason_;
 };
 
 /// There is no memory for one more context. The pool makes do with those that it has, if it has any.
