@@ -1,15 +1,17 @@
 /// \file
-/// Work on ranges, shared by a few threads that live as long as the call.
+/// Work on ranges, shared by a few threads.
 #pragma once
 
 #include <functional>
 
 namespace holocron::detail {
 
-/// Splits 0 … count - 1 into ranges of about equal length, one a thread, and waits for all of them.
+/// Splits 0 … count - 1 into ranges of about equal length, as many as threads, and works on them at the same time.
 ///
-/// Starting a thread takes some 20 µs and no state that callers would have to share: more is not gained by keeping
-/// threads. Where the system refuses to start one, the calling thread does its share.
+/// The calling thread takes part, and takes what the others have not begun when it is done with its own: on a busy
+/// machine it does not wait for a thread that the system has not let run yet. The other threads are started when they
+/// are first needed, stay for the next call, whoever makes it, and end with the process. Where the system refuses to
+/// start one there is one less.
 ///
 /// \param count how many there are
 /// \param threads the most to use, the calling one included; 1 at least

@@ -116,13 +116,26 @@ class TapRows {
 };
 
 // Some pixels of a row; black for those of no place.
+//
+// The first `roomy` of them have another behind them, in the row and in `out`: four bytes are copied faster than three.
 template <std::size_t Channels>
-void pick(const std::uint8_t* row, const std::vector<int>& places, std::uint8_t* out) {
+void pick(const std::uint8_t* row, const std::vector<int>& places, std::size_t roomy, std::uint8_t* out) {
     constexpr std::uint8_t black[Channels] = {};
-    for (const int x : places) {
-        std::memcpy(out, x < 0 ? black : row + static_cast<std::size_t>(x) * Channels, Channels);
-        out += Channels;
+    constexpr std::size_t copied = Channels == 3 ? 4 : Channels;
+    for (std::size_t i = 0; i < roomy; ++i, out += Channels) {
+        std::memcpy(out, row + static_cast<std::size_t>(places[i]) * Channels, copied);
     }
+    for (std::size_t i = roomy; i < places.size(); ++i, out += Channels) {
+        const int x = places[i];
+        std::memcpy(out, x < 0 ? black : row + static_cast<std::size_t>(x) * Channels, Channels);
+    }
+}
+
+// How many pixels at the beginning have another behind them.
+std::size_t roomy_places(const std::vector<int>& places, int source) {
+    const auto cramped =
+        std::find_if(places.begin(), places.end() - 1, [source](int x) { return x < 0 || x >= source - 1; });
+    return static_cast<std::size_t>(cramped - places.begin());
 }
 
 // Where each row of a block is written; what is beyond the end goes where nobody looks.
@@ -164,7 +177,7 @@ Resampler::Resampler(Size source, Size target, Interpolation interpolation)
 
 void Resampler::operator()(const FrameRows& rows, std::uint8_t* out, int threads) const {
     const std::size_t bytes = row_bytes(target_.width, rows.channels());
-    parallel_ranges(target_.height, useful_threads(rows.channels(), threads),
+    parallel_ranges(target_.height, useful_threads(products(rows.channels()), threads),
                     [&](int begin, int end) { band(rows, begin, end, out + static_cast<std::size_t>(begin) * bytes); });
 }
 
@@ -188,17 +201,18 @@ void Resampler::band(const FrameRows& rows, int begin, int end, std::uint8_t* ou
 
 void Resampler::nearest_band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const {
     const std::size_t bytes = row_bytes(target_.width, rows.channels());
+    const std::size_t roomy = roomy_places(nearest_columns_, source_.width);
     RowReader read(rows, 1);
     for (int y = begin; y < end; ++y, out += bytes) {
         const int from = nearest_rows_[static_cast<std::size_t>(y)];
         if (from < 0) {
             std::memset(out, 0, bytes);
         } else if (rows.channels() == 1) {
-            pick<1>(read(from), nearest_columns_, out);
+            pick<1>(read(from), nearest_columns_, roomy, out);
         } else if (rows.channels() == 3) {
-            pick<3>(read(from), nearest_columns_, out);
+            pick<3>(read(from), nearest_columns_, roomy, out);
         } else {
-            pick<4>(read(from), nearest_columns_, out);
+            pick<4>(read(from), nearest_columns_, roomy, out);
         }
     }
 }

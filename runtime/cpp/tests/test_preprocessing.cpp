@@ -103,10 +103,10 @@ TEST_CASE("padding beside, above and below an image") {
 }
 
 TEST_CASE("the number of threads changes nothing") {
-    const auto pixels = counted(300 * 400 * 3);
+    const auto pixels = counted(900 * 1200 * 3);
     for (const PadMode mode : {PadMode::Constant, PadMode::Edge, PadMode::Reflect, PadMode::Symmetric}) {
         const Preprocessor preprocess(make({224, 224}, ResizeMode::Pad, mode));
-        const Frame frame{pixels.data(), 400, 300};
+        const Frame frame{pixels.data(), 1200, 900};
         CHECK(preprocessed(preprocess, frame, 1) == preprocessed(preprocess, frame, 4));
     }
 }

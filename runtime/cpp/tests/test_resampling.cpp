@@ -7,6 +7,8 @@
 #include <numeric>
 #include <random>
 #include <stdexcept>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "filters.hpp"
@@ -160,6 +162,18 @@ TEST_CASE("the plainest loops give the same") {
     }
 }
 
+TEST_CASE("the number of threads changes no pixel of a large image") {
+    for (const auto& [source, target] : {std::pair{Size{700, 900}, Size{120, 130}}, {{1500, 300}, {100, 90}}}) {
+        const auto pixels = noise(area(source) * 3);
+        for (const Interpolation interpolation : kFilters) {
+            const auto expected = resized(pixels, source, target, interpolation);
+            for (const int threads : {2, 3, 8}) {
+                CHECK(resized(pixels, source, target, interpolation, Format::RGB, threads) == expected);
+            }
+        }
+    }
+}
+
 TEST_CASE("nearest takes pixels as they are") {
     const auto pixels = noise(6 * 8 * 4);
     const auto out = resized(pixels, {6, 8}, {3, 4}, Interpolation::Nearest, Format::RGBA);
@@ -262,6 +276,22 @@ TEST_CASE("ranges are covered once, by any number of threads") {
             CHECK(std::all_of(visits.begin(), visits.end(), [](const auto& v) { return v == 1; }));
         }
     }
+}
+
+TEST_CASE("several callers share the threads") {
+    std::array<std::atomic<int>, 4> sums{};
+    std::vector<std::thread> callers;
+    for (std::atomic<int>& sum : sums) {
+        callers.emplace_back([&sum] {
+            for (int round = 0; round < 200; ++round) {
+                parallel_ranges(10, 3, [&sum](int begin, int end) { sum += end - begin; });
+            }
+        });
+    }
+    for (std::thread& caller : callers) {
+        caller.join();
+    }
+    CHECK(std::all_of(sums.begin(), sums.end(), [](const auto& sum) { return sum == 2000; }));
 }
 
 TEST_CASE("an error in a thread is the caller's") {

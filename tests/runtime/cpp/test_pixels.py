@@ -1,6 +1,8 @@
 """The C++ library's pixels, beside Pillow, numpy and the Python runtime: every byte equal."""
 
 import ctypes
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -283,6 +285,23 @@ def test_matrices_of_frame_inputs_are_those_of_python(pixels, mode, interpolatio
             rows, columns = pixels.matrices(height, width, spec, after_rows)
             np.testing.assert_array_equal(rows, expected.rows)
             np.testing.assert_array_equal(columns, expected.columns)
+
+
+def test_a_fork_resizes_and_ends_without_the_threads_of_its_parent(cpp_build):
+    script = """
+import ctypes, os, sys
+library = ctypes.CDLL(sys.argv[1])
+image, out = bytes(range(250)) * 4 * 3 * 800, ctypes.create_string_buffer(90 * 90 * 3)
+def resized():
+    library.shim_resize(image, 800, 1000, 90, 90, 2, 3, out)
+    return out.raw
+expected = resized()
+child = os.fork()
+if child == 0:
+    sys.exit(0 if resized() == expected else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", script, str(cpp_build.pixels_shim)], check=True, timeout=60)
 
 
 def test_what_cannot_be_taken_is_an_error(pixels):
