@@ -84,13 +84,6 @@ class Workers {
     Workers& operator=(const Workers&) = delete;
 
     ~Workers() {
-        if (this_process() != process_) {
-            // A fork has none of the threads: there is nobody to wait for.
-            for (std::thread& thread : threads_) {
-                thread.detach();
-            }
-            return;
-        }
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             ending_ = true;
@@ -100,6 +93,9 @@ class Workers {
             thread.join();
         }
     }
+
+    // Whether this is the process that started them; a fork of it has none, and their locks may be held for ever.
+    [[nodiscard]] bool are_here() const noexcept { return process_ == this_process(); }
 
     void call(const std::shared_ptr<Job>& job, std::size_t helpers) {
         {
@@ -152,19 +148,29 @@ class Workers {
     bool ending_ = false;
 };
 
+// Ends the threads with the process. Those that a fork has not cannot be waited for, not even by a destructor.
+struct EndHere {
+    void operator()(Workers* workers) const {
+        if (workers->are_here()) {
+            std::default_delete<Workers>()(workers);
+        }
+    }
+};
+
 Workers& workers() {
-    static Workers instance;
-    return instance;
+    static const std::unique_ptr<Workers, EndHere> instance(std::make_unique<Workers>().release());
+    return *instance;
 }
 
 }  // namespace
 
 void parallel_ranges(int count, int threads, const std::function<void(int, int)>& work) {
+    if (count <= 0) {
+        return;
+    }
     const int parts = std::min(threads, count);
-    if (parts <= 1) {
-        if (count > 0) {
-            work(0, count);
-        }
+    if (parts <= 1 || !workers().are_here()) {
+        work(0, count);
         return;
     }
     const auto job = std::make_shared<Job>(count, parts, work);

@@ -11,7 +11,7 @@ namespace holocron::detail {
 /// The calling thread takes part, and takes what the others have not begun when it is done with its own: on a busy
 /// machine it does not wait for a thread that the system has not let run yet. The other threads are started when they
 /// are first needed, stay for the next call, whoever makes it, and end with the process. Where the system refuses to
-/// start one there is one less.
+/// start one there is one less; in a fork of the process there are none.
 ///
 /// \param count how many there are
 /// \param threads the most to use, the calling one included; 1 at least

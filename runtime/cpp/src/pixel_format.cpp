@@ -1,11 +1,10 @@
 #include "pixel_format.hpp"
 
-#include <algorithm>
-#include <cstring>
 #include <limits>
 #include <vector>
 
 #include "holocron/errors.hpp"
+#include "pixel_kernels.hpp"
 
 namespace holocron::detail {
 namespace {
@@ -96,54 +95,6 @@ void check_even(const Frame& frame, const Region& region, const std::string& nam
     }
 }
 
-constexpr int kColourBits = 20;
-
-constexpr std::int32_t colour_units(double factor) {
-    return static_cast<std::int32_t>(factor * (1 << kColourBits) + 0.5);
-}
-
-constexpr std::int32_t kLuma = colour_units(255.0 / 219.0);
-constexpr std::int32_t kRedOfCr = colour_units(255.0 / 224.0 * 1.402);
-constexpr std::int32_t kGreenOfCb = colour_units(255.0 / 224.0 * 1.772 * 0.114 / 0.587);
-constexpr std::int32_t kGreenOfCr = colour_units(255.0 / 224.0 * 1.402 * 0.299 / 0.587);
-constexpr std::int32_t kBlueOfCb = colour_units(255.0 / 224.0 * 1.772);
-
-std::uint8_t clipped(std::int32_t units) {
-    return static_cast<std::uint8_t>(std::min(std::max(units >> kColourBits, 0), 255));
-}
-
-void nv12_row(const std::uint8_t* luma, const std::uint8_t* chroma, int width, std::uint8_t* rgb) {
-    constexpr std::int32_t half = 1 << (kColourBits - 1);
-    for (int pair = 0; pair < width / 2; ++pair) {
-        const std::int32_t cb = chroma[2 * pair] - 128;
-        const std::int32_t cr = chroma[2 * pair + 1] - 128;
-        const std::int32_t red = kRedOfCr * cr + half;
-        const std::int32_t green = half - kGreenOfCb * cb - kGreenOfCr * cr;
-        const std::int32_t blue = kBlueOfCb * cb + half;
-        for (int side = 0; side < 2; ++side) {
-            const int x = 2 * pair + side;
-            const std::int32_t grey = kLuma * (luma[x] - 16);
-            rgb[3 * x] = clipped(grey + red);
-            rgb[3 * x + 1] = clipped(grey + green);
-            rgb[3 * x + 2] = clipped(grey + blue);
-        }
-    }
-}
-
-template <int Channels>
-void rearrange_channels(const std::uint8_t* pixels, const std::array<int, 3>& order, std::size_t count,
-                        std::uint8_t* out) noexcept {
-    const int first = order[0];
-    const int second = order[1];
-    const int third = order[2];
-    for (std::size_t i = 0; i < count; ++i) {
-        const std::uint8_t* pixel = pixels + Channels * i;
-        out[3 * i] = pixel[first];
-        out[3 * i + 1] = pixel[second];
-        out[3 * i + 2] = pixel[third];
-    }
-}
-
 }  // namespace
 
 FrameRows::FrameRows(const Frame& frame, const std::string& name) {
@@ -169,29 +120,19 @@ const std::uint8_t* FrameRows::row(int y, std::uint8_t* scratch) const noexcept 
     if (!converts()) {
         return pixels;
     }
-    nv12_row(pixels, chroma_ + y / 2 * chroma_stride_, size_.width, scratch);
+    const std::uint8_t* chroma = chroma_ + y / 2 * chroma_stride_;
+    available_pixel_kernels().front().nv12_to_rgb(pixels, chroma, size_.width, scratch);
     return scratch;
 }
 
 void FrameRows::pack(std::uint8_t* out, bool bgr) const {
-    const std::array<int, 3> order = bgr ? std::array<int, 3>{rgb_[2], rgb_[1], rgb_[0]} : rgb_;
+    const PixelKernels& kernels = available_pixel_kernels().front();
+    const bool reversed = (rgb_[0] == 2) != bgr;
     const auto width = static_cast<std::size_t>(size_.width);
     std::vector<std::uint8_t> scratch(converts() ? row_bytes() : 0);
     for (int y = 0; y < size_.height; ++y) {
-        rearrange(row(y, scratch.data()), channels_, order, width, out + static_cast<std::size_t>(y) * width * 3);
-    }
-}
-
-void rearrange(const std::uint8_t* pixels, int channels, const std::array<int, 3>& order, std::size_t count,
-               std::uint8_t* out) noexcept {
-    if (channels == 3 && order == std::array<int, 3>{0, 1, 2}) {
-        std::memcpy(out, pixels, 3 * count);
-    } else if (channels == 3) {
-        rearrange_channels<3>(pixels, order, count, out);
-    } else if (channels == 4) {
-        rearrange_channels<4>(pixels, order, count, out);
-    } else {
-        rearrange_channels<1>(pixels, order, count, out);
+        kernels.to_three(row(y, scratch.data()), channels_, reversed, width,
+                         out + static_cast<std::size_t>(y) * width * 3);
     }
 }
 

@@ -71,11 +71,4 @@ class FrameRows {
     std::ptrdiff_t chroma_stride_ = 0;
 };
 
-/// Pixels of some interleaved bytes, rearranged to three each.
-///
-/// \param channels bytes of a pixel: 1, 3 or 4
-/// \param order which of them come first, second and third in `out`
-void rearrange(const std::uint8_t* pixels, int channels, const std::array<int, 3>& order, std::size_t count,
-               std::uint8_t* out) noexcept;
-
 }  // namespace holocron::detail

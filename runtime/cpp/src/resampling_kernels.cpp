@@ -3,16 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
-// The loops below are plain C++ of fixed lengths, which compilers turn into vector instructions. On x86-64 they are
-// compiled twice and the processor is asked at run time, for the baseline of that architecture is of 2003; wider
-// registers than AVX2's gained a quarter at most. Sums are unsigned, so that they may wrap on the way: in the end they
-// fit into 31 bits, since weights add up to about 1 and pixels have 8 bits.
+#include "vectorized.hpp"
 
-#if defined(__GNUC__)
-#define HOLOCRON_INLINE [[gnu::always_inline]] inline
-#else
-#define HOLOCRON_INLINE inline
-#endif
+// Sums are unsigned, so that they may wrap on the way: in the end they fit into 31 bits, since weights add up to about
+// 1 and pixels have 8 bits.
 
 namespace holocron::detail {
 namespace {
@@ -152,37 +146,51 @@ HOLOCRON_INLINE void to_rows_body(const std::uint8_t* columns, std::size_t lengt
         });
 }
 
-// The four functions for one instruction set, and their table.
-#define HOLOCRON_KERNELS(NAME, TARGET)                                                                          \
-    TARGET void NAME##_to_columns(const std::uint8_t* const* rows, std::size_t length, std::uint8_t* columns) { \
-        to_columns_body(rows, length, columns);                                                                 \
-    }                                                                                                           \
-    TARGET void NAME##_to_rows(const std::uint8_t* columns, std::size_t length, std::uint8_t* const* rows) {    \
-        to_rows_body(columns, length, rows);                                                                    \
-    }                                                                                                           \
-    TARGET void NAME##_horizontal(const std::uint8_t* columns, int channels, const AxisWeights& axis,           \
-                                  std::uint8_t* out) {                                                          \
-        horizontal_body(columns, channels, axis, out);                                                          \
-    }                                                                                                           \
-    TARGET void NAME##_vertical(const std::uint8_t* const* rows, const std::int32_t* units, int count,          \
-                                std::size_t length, std::uint8_t* out) {                                        \
-        vertical_body(rows, units, count, length, out);                                                         \
-    }                                                                                                           \
-    constexpr ResamplingKernels NAME##_kernels{NAME##_to_columns, NAME##_to_rows, NAME##_horizontal, NAME##_vertical};
+void to_columns(const std::uint8_t* const* rows, std::size_t length, std::uint8_t* columns) {
+    to_columns_body(rows, length, columns);
+}
 
-HOLOCRON_KERNELS(baseline, )
-#if defined(__GNUC__) && defined(__x86_64__)
-HOLOCRON_KERNELS(avx2, [[gnu::target("avx2")]])
+void to_rows(const std::uint8_t* columns, std::size_t length, std::uint8_t* const* rows) {
+    to_rows_body(columns, length, rows);
+}
+
+void horizontal(const std::uint8_t* columns, int channels, const AxisWeights& axis, std::uint8_t* out) {
+    horizontal_body(columns, channels, axis, out);
+}
+
+void vertical(const std::uint8_t* const* rows, const std::int32_t* units, int count, std::size_t length,
+              std::uint8_t* out) {
+    vertical_body(rows, units, count, length, out);
+}
+
+#if defined(HOLOCRON_AVX2)
+HOLOCRON_AVX2 void to_columns_avx2(const std::uint8_t* const* rows, std::size_t length, std::uint8_t* columns) {
+    to_columns_body(rows, length, columns);
+}
+
+HOLOCRON_AVX2 void to_rows_avx2(const std::uint8_t* columns, std::size_t length, std::uint8_t* const* rows) {
+    to_rows_body(columns, length, rows);
+}
+
+HOLOCRON_AVX2 void horizontal_avx2(const std::uint8_t* columns, int channels, const AxisWeights& axis,
+                                   std::uint8_t* out) {
+    horizontal_body(columns, channels, axis, out);
+}
+
+HOLOCRON_AVX2 void vertical_avx2(const std::uint8_t* const* rows, const std::int32_t* units, int count,
+                                 std::size_t length, std::uint8_t* out) {
+    vertical_body(rows, units, count, length, out);
+}
 #endif
 
 std::vector<ResamplingKernels> find_kernels() {
     std::vector<ResamplingKernels> found;
-#if defined(__GNUC__) && defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2")) {
-        found.push_back(avx2_kernels);
+#if defined(HOLOCRON_AVX2)
+    if (has_avx2()) {
+        found.push_back({to_columns_avx2, to_rows_avx2, horizontal_avx2, vertical_avx2});
     }
 #endif
-    found.push_back(baseline_kernels);
+    found.push_back({to_columns, to_rows, horizontal, vertical});
     return found;
 }
 

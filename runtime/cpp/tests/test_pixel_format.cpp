@@ -1,14 +1,17 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "holocron/errors.hpp"
 #include "holocron/frame.hpp"
 #include "pixel_format.hpp"
+#include "pixel_kernels.hpp"
 
 using namespace holocron;
 using namespace holocron::detail;
@@ -106,6 +109,35 @@ TEST_CASE("NV12 has one chroma for four pixels, behind the luma unless it is sai
     const auto right = packed(apart);
     CHECK(std::vector<std::uint8_t>(right.begin(), right.begin() + 6) ==
           std::vector<std::uint8_t>(expected.begin() + 6, expected.begin() + 12));
+}
+
+TEST_CASE("every instruction set gives the same pixels") {
+    std::mt19937 generator(1);
+    std::vector<std::uint8_t> bytes(4 * 300);
+    std::generate(bytes.begin(), bytes.end(), [&] { return static_cast<std::uint8_t>(generator() >> 24); });
+    const PixelKernels& plain = available_pixel_kernels().back();
+    for (const PixelKernels& kernels : available_pixel_kernels()) {
+        for (const int width : {2, 62, 64, 66, 300}) {
+            const auto count = static_cast<std::size_t>(width);
+            std::vector<std::uint8_t> expected(3 * count);
+            std::vector<std::uint8_t> found(3 * count);
+            plain.nv12_to_rgb(bytes.data(), bytes.data() + 300, width, expected.data());
+            kernels.nv12_to_rgb(bytes.data(), bytes.data() + 300, width, found.data());
+            CHECK(found == expected);
+            for (const int channels : {1, 3, 4}) {
+                for (const bool reversed : {false, true}) {
+                    for (std::size_t i = 0; i < count; ++i) {
+                        for (std::size_t c = 0; c < 3; ++c) {
+                            const std::size_t from = channels == 1 ? 0 : reversed ? 2 - c : c;
+                            expected[3 * i + c] = bytes[static_cast<std::size_t>(channels) * i + from];
+                        }
+                    }
+                    kernels.to_three(bytes.data(), channels, reversed, count, found.data());
+                    CHECK(found == expected);
+                }
+            }
+        }
+    }
 }
 
 TEST_CASE("a stride and a region") {
