@@ -122,8 +122,9 @@ template <std::size_t Channels>
 void pick(const std::uint8_t* row, const std::vector<int>& places, std::size_t roomy, std::uint8_t* out) {
     constexpr std::uint8_t black[Channels] = {};
     constexpr std::size_t copied = Channels == 3 ? 4 : Channels;
+    const int* place = places.data();  // `out` may alias the vector's own pointer, for all that the compiler knows
     for (std::size_t i = 0; i < roomy; ++i, out += Channels) {
-        std::memcpy(out, row + static_cast<std::size_t>(places[i]) * Channels, copied);
+        std::memcpy(out, row + static_cast<std::size_t>(place[i]) * Channels, copied);
     }
     for (std::size_t i = roomy; i < places.size(); ++i, out += Channels) {
         const int x = places[i];
