@@ -31,6 +31,10 @@ class Mutator {
 
     /// A few changes of bytes and of pieces of text.
     std::string operator()(std::string text) {
+        if (below(2) == 0) {  // still JSON: what is behind the parser is tried too
+            replace_token(text, below(text.size()));
+            return text;
+        }
         for (std::size_t changes = 1 + below(4); changes > 0 && !text.empty(); --changes) {
             const std::size_t at = below(text.size());
             const std::size_t length = 1 + below(std::min<std::size_t>(16, text.size() - at));

@@ -98,3 +98,18 @@ def _build(folder):
 
 def _run(*command):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def c_interface():
+    """The module of that name, which tests do not find by themselves in pytest's importlib mode."""
+    spec = importlib.util.spec_from_file_location("holocron_c_interface", Path(__file__).with_name("c_interface.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def library(openvino_build, c_interface):
+    """The C interface of the library that was built."""
+    return c_interface.CInterface(openvino_build.library)
