@@ -124,6 +124,9 @@ int cuda_device_index(const std::string& device) {
         text.erase(0, kPrefix.size());
     }
     const int count = cuda_device_count();
+    if (count == 0) {
+        throw BackendError("there is no NVIDIA GPU here");
+    }
     const bool is_number =
         !text.empty() && text.size() <= kMostDigits && text.find_first_not_of("0123456789") == std::string::npos;
     if (!is_number || std::stoi(text) >= count) {
@@ -131,8 +134,7 @@ int cuda_device_index(const std::string& device) {
         for (int i = 0; i < count; ++i) {
             known.push_back("cuda:" + std::to_string(i));
         }
-        throw BackendError("there is no device " + repr(device) + ": expected one of " +
-                           (known.empty() ? "none" : joined(known)));
+        throw BackendError("there is no device " + repr(device) + ": expected one of " + joined(known));
     }
     return std::stoi(text);
 }
