@@ -11,13 +11,6 @@ namespace {
 
 constexpr double kPi = 3.14159265358979323846;
 
-using Kernel = double (*)(double);
-
-struct Filter {
-    double radius;
-    Kernel kernel;
-};
-
 double box(double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }
 
 double triangle(double x) { return std::max(1.0 - std::abs(x), 0.0); }
@@ -59,35 +52,17 @@ double cubic(double x) {
 
 double lanczos(double x) { return x >= -3.0 && x < 3.0 ? sinc(x) * sinc(x / 3.0) : 0.0; }
 
-Filter filter_of(Interpolation interpolation) {
-    switch (interpolation) {
-        case Interpolation::Box:
-            return {0.5, box};
-        case Interpolation::Hamming:
-            return {1.0, hamming};
-        case Interpolation::Bicubic:
-            return {2.0, cubic};
-        case Interpolation::Lanczos:
-            return {3.0, lanczos};
-        case Interpolation::Nearest:  // has no weights: see nearest_pixels
-        case Interpolation::Bilinear:
-            break;
-    }
-    return {1.0, triangle};
-}
-
 std::int32_t rounded_units(double weight) {
     constexpr double one = 1 << kWeightBits;
     return static_cast<std::int32_t>(weight * one + (weight < 0.0 ? -0.5 : 0.5));
 }
 
-}  // namespace
-
-AxisWeights axis_weights(int source, int target, Interpolation interpolation) {
-    const Filter filter = filter_of(interpolation);
+// The weights of a filter of some radius, which is stretched by the reduction.
+template <double Filter(double)>
+AxisWeights filter_weights(int source, int target, double radius) {
     const double scale = static_cast<double>(source) / target;
     const double stretch = std::max(scale, 1.0);
-    const double support = filter.radius * stretch;
+    const double support = radius * stretch;
     const double shrink = 1.0 / stretch;
 
     AxisWeights axis;
@@ -113,7 +88,7 @@ AxisWeights axis_weights(int source, int target, Interpolation interpolation) {
         const int count = axis.count[static_cast<std::size_t>(i)];
         double total = 0.0;
         for (int j = 0; j < count; ++j) {
-            const double weight = filter.kernel((first + j - centre + 0.5) * shrink);
+            const double weight = Filter((first + j - centre + 0.5) * shrink);
             weights[static_cast<std::size_t>(j)] = weight;
             total += weight;
         }
@@ -124,6 +99,25 @@ AxisWeights axis_weights(int source, int target, Interpolation interpolation) {
         }
     }
     return axis;
+}
+
+}  // namespace
+
+AxisWeights axis_weights(int source, int target, Interpolation interpolation) {
+    switch (interpolation) {
+        case Interpolation::Box:
+            return filter_weights<box>(source, target, 0.5);
+        case Interpolation::Hamming:
+            return filter_weights<hamming>(source, target, 1.0);
+        case Interpolation::Bicubic:
+            return filter_weights<cubic>(source, target, 2.0);
+        case Interpolation::Lanczos:
+            return filter_weights<lanczos>(source, target, 3.0);
+        case Interpolation::Nearest:  // has no weights: see nearest_pixels
+        case Interpolation::Bilinear:
+            break;
+    }
+    return filter_weights<triangle>(source, target, 1.0);
 }
 
 std::vector<int> nearest_pixels(int source, int target) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +22,8 @@ namespace holocron::detail {
 namespace {
 
 using Work = std::function<void(int, int)>;
+
+constexpr std::chrono::microseconds kPatience{50};
 
 // One call: its ranges, each taken by whichever thread comes first.
 class Job {
@@ -48,6 +51,10 @@ class Job {
 
     // Waits for the ranges that other threads took. Afterwards the work is not called any more.
     void wait() {
+        // They mostly end together, and going to sleep and being woken takes longer than the difference.
+        const auto patience = std::chrono::steady_clock::now() + kPatience;
+        while (done_ != parts_ && std::chrono::steady_clock::now() < patience) {
+        }
         std::unique_lock<std::mutex> lock(mutex_);
         all_done_.wait(lock, [this] { return done_ == parts_; });
         if (error_) {
@@ -64,7 +71,7 @@ class Job {
     std::atomic<int> next_{0};
     std::mutex mutex_;
     std::condition_variable all_done_;
-    int done_ = 0;
+    std::atomic<int> done_{0};
     std::exception_ptr error_;
 };
 
