@@ -47,7 +47,7 @@ mark_as_advanced(HolocronTensorRT_INCLUDE_DIR HolocronTensorRT_PARSER_INCLUDE_DI
 
 set(missing "")
 foreach(part INCLUDE_DIR:NvInferRuntime.h PARSER_INCLUDE_DIR:NvOnnxParser.h CUDA_INCLUDE_DIR:cuda_runtime_api.h
-        LIBRARY:${HolocronTensorRT_FLAVOUR} PARSER_LIBRARY:onnxparser CUDA_LIBRARY:cudart)
+        LIBRARY:its_library PARSER_LIBRARY:its_ONNX_parser CUDA_LIBRARY:cudart)
     string(REPLACE ":" ";" part ${part})
     list(GET part 0 variable)
     list(GET part 1 what)
@@ -58,8 +58,8 @@ endforeach()
 
 set(HolocronTensorRT_FOUND FALSE)
 if(missing)
-    list(JOIN missing ", " missing)
-    set(HolocronTensorRT_REASON "${missing} not found")
+    list(GET missing 0 first_missing)
+    set(HolocronTensorRT_REASON "${first_missing} not found")
 elseif(HolocronTensorRT_FLAVOUR STREQUAL "tensorrt" AND HolocronTensorRT_VERSION VERSION_LESS 10.3)
     set(HolocronTensorRT_REASON "TensorRT ${HolocronTensorRT_VERSION} is too old: 10.3 or later is needed")
 elseif(HolocronTensorRT_FLAVOUR STREQUAL "tensorrt_rtx" AND HolocronTensorRT_VERSION VERSION_LESS 1.2)
