@@ -162,6 +162,16 @@ def test_extreme_sizes_are_pillows_too(pixels, interpolation, height, width, H, 
         np.testing.assert_array_equal(pixels.resize(image, H, W, interpolation, threads), np.asarray(theirs))
 
 
+@pytest.mark.parametrize(("source", "target"), [(23, 5), (15, 7), (39, 7), (43, 7)])
+def test_the_middle_of_hammings_bell(pixels, source, target):
+    """Pillow takes 1 there, its formula in single precision gives a little more: one unit of a weight, which shows in
+    one of 30 000 pixels.
+    """
+    image = noise(200_000, source, 3)
+    theirs = Image.fromarray(image).resize((target, len(image)), Image.Resampling.HAMMING)
+    np.testing.assert_array_equal(pixels.resize(image, len(image), target, "hamming"), np.asarray(theirs))
+
+
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("value", [0, 255])
 def test_filters_that_overshoot_are_clipped(pixels, interpolation, value):
