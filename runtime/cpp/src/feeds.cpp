@@ -52,6 +52,7 @@ std::vector<Size> Feeder::feed(const FrameRange& frames, std::size_t batch, Inpu
             check_size(sizes.back(), name);
         }
     }
+    check_memory(frames, batch);
     if (!manifest_->frame) {
         feed_images(frames, batch, sink);
     } else if (manifest_->frame->fixed) {
@@ -92,7 +93,7 @@ void Feeder::feed_fixed_frames(const FrameRange& frames, std::size_t batch, Inpu
     const Size size = manifest_->frame->size;
     const Shape shape{extent(batch), size.height, size.width, extent(kChannels)};
     if (lies_ready(frames, batch)) {
-        sink.bind(0, {frames.begin->pixels, shape}, nullptr);
+        sink.bind(0, {frames.begin->pixels, shape, frames.begin->memory}, nullptr);
         return;
     }
     const auto input = sink.stage(0, shape);
@@ -147,7 +148,7 @@ void Feeder::feed_frames(const FrameRange& frames, std::size_t batch, InputSink&
     if (batch == 1) {
         const Entry& only = entries.front();
         if (!only.rows_first && lies_ready(frames, batch)) {
-            sink.bind(0, {frames.begin->pixels, pixels_shape}, nullptr);
+            sink.bind(0, {frames.begin->pixels, pixels_shape, frames.begin->memory}, nullptr);
         } else {
             write(only, sink.stage(0, pixels_shape).elements<std::uint8_t>());
         }
@@ -178,6 +179,22 @@ void Feeder::feed_frames(const FrameRange& frames, std::size_t batch, InputSink&
                     rows.elements<float>() + i * target_height * height, height);
         copy_corner(each.matrices->columns.data(), own_width, target_width,
                     columns.elements<float>() + i * width * target_width, target_width);
+    }
+}
+
+/// A frame on the GPU is taken by its pointer, or not at all: nothing here reads it.
+void Feeder::check_memory(const FrameRange& frames, std::size_t batch) const {
+    for (std::size_t i = 0; i < frames.count; ++i) {
+        if (frames.begin[i].memory == Memory::Host) {
+            continue;
+        }
+        const bool ready = manifest_->frame && lies_ready(frames, batch);
+        const Size size{frames.begin[i].height, frames.begin[i].width};
+        if (!ready || (!manifest_->frame->fixed && needs_rows_first(size, manifest_->preprocessing))) {
+            throw ImageError(name_of(frames, i) + " lies in the GPU's memory, which " + manifest_->name +
+                             " takes one frame at a time, all of it, in its order of channels, without gaps between "
+                             "rows, and if it was exported with --input frame: copy it to the host first");
+        }
     }
 }
 

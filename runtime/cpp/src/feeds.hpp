@@ -71,6 +71,7 @@ class Feeder {
     void feed_fixed_frames(const FrameRange& frames, std::size_t batch, InputSink& sink) const;
     void feed_frames(const FrameRange& frames, std::size_t batch, InputSink& sink) const;
     void check_size(Size size, const std::string& name) const;
+    void check_memory(const FrameRange& frames, std::size_t batch) const;
     [[nodiscard]] bool lies_ready(const FrameRange& frames, std::size_t batch) const;
     [[nodiscard]] Entry entry(const Frame& frame, const std::string& name) const;
     void write(const Entry& entry, std::uint8_t* out) const;

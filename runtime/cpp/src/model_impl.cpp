@@ -93,6 +93,7 @@ Model::Impl::Impl(Manifest manifest, std::shared_ptr<detail::Executable> network
     : manifest_(std::move(manifest)),
       opened_(std::move(opened)),
       device_(network->device()),
+      takes_device_memory_(network->takes(Memory::Cuda)),
       inputs_(network->inputs()),
       outputs_(network->outputs()),
       network_(std::move(network)),
@@ -120,6 +121,13 @@ void Model::Impl::run(const std::vector<Frame>& frames, bool together, const Use
 }
 
 void Model::Impl::run_part(const FrameRange& frames, std::size_t batch, const Use& use) const {
+    for (std::size_t i = 0; i < frames.count; ++i) {
+        if (!takes_device_memory_ && frames.begin[i].memory != Memory::Host) {
+            throw ImageError("image " + std::to_string(frames.first + i) +
+                             " lies in the GPU's memory, which the network on " + device_ +
+                             " does not take: copy it to the host first");
+        }
+    }
     pool_.with_context([&](Context& context) {
         ContextSink sink(context, input_places_);
         const FrameSizes sizes = feeder_.feed(frames, batch, sink);

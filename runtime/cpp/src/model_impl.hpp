@@ -62,6 +62,7 @@ class Model::Impl {
     detail::Manifest manifest_;
     Opened opened_;
     std::string device_;
+    bool takes_device_memory_;
     std::vector<TensorSpec> inputs_;
     std::vector<TensorSpec> outputs_;
     std::shared_ptr<detail::Executable> network_;

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "holocron/memory.hpp"
+
 namespace holocron {
 
 /// How the pixels of a frame are laid out. All have 8 bits a value.
@@ -43,6 +45,9 @@ struct Frame {
     std::optional<Region> region = std::nullopt;
     const std::uint8_t* chroma = nullptr;  ///< NV12's plane of chroma; null: it follows the rows of luma
     std::ptrdiff_t chroma_stride = 0;      ///< bytes from one row of chroma to the next; 0: as `stride`
+    /// Where the pixels lie. On the GPU a network that runs there and takes frames (`--input frame`) reads them where
+    /// they are: one frame at a time, all of it, in its order of channels and without gaps between rows.
+    Memory memory = Memory::Host;
 };
 
 }  // namespace holocron

@@ -13,6 +13,7 @@
 
 #include "holocron/errors.hpp"
 #include "holocron/export.h"
+#include "holocron/memory.hpp"
 
 namespace holocron {
 
@@ -76,12 +77,6 @@ struct TensorSpec {
     std::string name;              ///< in the network's graph
     ElementType type;              ///< of its elements
     std::vector<Dimension> shape;  ///< e.g. `{"batch", 3, 224, 224}`
-};
-
-/// Where memory lies.
-enum class Memory {
-    Host,  ///< the processor's
-    Cuda,  ///< that of the GPU that the model was loaded on
 };
 
 /// A dense tensor in C order in memory that somebody else owns.
