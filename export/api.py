@@ -61,6 +61,7 @@ def export_model(
     rtx: bool = False,
     rtx_capabilities: tuple[str, ...] = (),
     engine: EngineBuild | None = None,
+    cpp: bool = False,
     force: bool = False,
     seed: int = 0,
     tolerances: Tolerances | None = None,
@@ -118,6 +119,7 @@ def export_model(
         rtx: build TensorRT-RTX engines; needs no GPU
         rtx_capabilities: compute capabilities of those, `("8.6",)` unless told
         engine: what else is asked of engines
+        cpp: also write an example in C++ that opens the bundle, to a folder beside it
         force: replace what exists
         seed: of random weights and of the choice of images
         tolerances: when an artefact counts as broken
@@ -167,6 +169,7 @@ def export_model(
         "rtx": rtx,
         "rtx_capabilities": tuple(rtx_capabilities),
         "engine": engine or EngineBuild(),
+        "cpp": cpp,
         "force": force,
         "seed": seed,
     }

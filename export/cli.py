@@ -135,6 +135,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--strip-weights", is_flag=True, help="Leave the weights out of the engine; they are in the ONNX file.")
 @click.option("--engine-layers", "layer_information", is_flag=True, help="Also write what became of each layer.")
 @click.option("--timing-cache", type=_FILE, help="File of kernel timings.  [default: one for each GPU in ~/.cache]")
+@click.option("--cpp", is_flag=True, help="Also write an example in C++, ready to be built, to a folder beside it.")
 @click.option("--force", is_flag=True, help="Replace what exists.")
 @click.option("--seed", type=int, default=0, metavar="N", show_default=True, help="Of random weights and image choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -157,5 +158,5 @@ def main(as_json: bool, quiet: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
-        lines = (*result.layer_tables(), *result.float_lines(), *result.engine_lines())
+        lines = (*result.layer_tables(), *result.float_lines(), *result.engine_lines(), *result.cpp_lines())
         click.echo("\n".join((result.table(), *lines, str(result.bundle))))

@@ -29,6 +29,7 @@ from .base import (
     session_network,
 )
 from .bundle import BundleWriter, check_destination
+from .cpp_project import check_project, write_project
 from .engine_layers import EngineLayers, companions, layers_file
 from .graphs import make_graphs, summarize_kept, unlabelled_images
 from .int8_report.files import keep_report, read_summary, write_report
@@ -71,6 +72,8 @@ def run_export(
     destination = _destination(spec, is_bundle)
     replace_existing = spec.force or (is_bundle and spec.output is None)
     check_destination(destination, replace_existing)
+    if spec.cpp:
+        check_project(destination, spec.force)
     for library, capabilities in engine_libraries(spec):
         engines.check_builder(library, capabilities, spec.engine)
     warnings: list[str] = []
@@ -94,8 +97,9 @@ def run_export(
         manifest = replace(base.manifest, artefacts=artefacts, provenance=_provenance(base, spec))
         reported = _report(spec, base, manifest, graphs.summaries, writer, warn)
         bundle = writer.commit(manifest)
+    project = write_project(bundle, manifest, spec.force) if spec.cpp else None
     files = tuple(a.file for a in (*made, *built))
-    return ExportResult(bundle, manifest, files, tuple(warnings), graphs.float_operators, reported, layers)
+    return ExportResult(bundle, manifest, files, tuple(warnings), graphs.float_operators, reported, layers, project)
 
 
 def _is_bundle(model: str) -> bool:

@@ -49,6 +49,7 @@ class ExportResult:
         quantization: everything about each quantized graph of the bundle, where a report was asked for.
         engine_layers: what the library made of the layers of each engine that this export built, where that was asked
             for, by file.
+        cpp_project: folder of the example in C++, where that was asked for.
     """
 
     bundle: Path
@@ -58,11 +59,13 @@ class ExportResult:
     float_operators: Mapping[str, tuple[FloatOperator, ...]] = field(default_factory=dict)
     quantization: tuple[QuantizationSummary, ...] = ()
     engine_layers: Mapping[str, EngineLayers] = field(default_factory=dict)
+    cpp_project: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
         return {
             "bundle": str(self.bundle),
+            "cpp_project": None if self.cpp_project is None else str(self.cpp_project),
             "made": list(self.made),
             "warnings": list(self.warnings),
             "float_operators": {v: [asdict(o) for o in found] for v, found in self.float_operators.items()},
@@ -96,6 +99,10 @@ class ExportResult:
     def engine_lines(self) -> list[str]:
         """A line an engine whose layers were asked for: how many there are of each kind."""
         return [f"{file}: {layers}" for file, layers in self.engine_layers.items()]
+
+    def cpp_lines(self) -> list[str]:
+        """A line for the example in C++, where there is one."""
+        return [] if self.cpp_project is None else [f"example in C++: {self.cpp_project}"]
 
 
 def layer_table(summary: QuantizationSummary) -> str:

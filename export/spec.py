@@ -96,6 +96,7 @@ class ExportSpec:
         rtx: build a TensorRT-RTX engine; needs no GPU.
         rtx_capabilities: compute capabilities to build TensorRT-RTX engines for.
         engine: what else is asked of engines.
+        cpp: also write an example in C++ that opens the bundle, in a folder beside it.
         force: replace what exists.
         seed: of random weights and of the choice of images.
         tolerances: when an artefact counts as broken.
@@ -138,6 +139,7 @@ class ExportSpec:
     rtx: bool = False
     rtx_capabilities: tuple[str, ...] = ()
     engine: EngineBuild = field(default_factory=EngineBuild)
+    cpp: bool = False
     force: bool = False
     seed: int = 0
     tolerances: Tolerances = Tolerances()

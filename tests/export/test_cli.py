@@ -108,7 +108,7 @@ def test_help(run, flag):
     assert (done.exit_code, done.stderr) == (0, "")
     documented = """
         --output --weights --num-classes --labels --input-size --fp16 --int8 --int8-report --calib --calib-samples
-        --calib-method --eval --max-batch --trt --rtx --rtx-capability --force --seed --json --quiet
+        --calib-method --eval --max-batch --trt --rtx --rtx-capability --cpp --force --seed --json --quiet
     """
     for option in documented.split():
         assert re.search(rf"{option}\b", done.stdout), option

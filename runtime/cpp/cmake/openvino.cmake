@@ -1,0 +1,16 @@
+# OpenVINO, from an installation or from its Python wheel: -DOpenVINO_DIR=<site-packages>/openvino/cmake.
+set(HOLOCRON_HAS_OPENVINO OFF)
+if(NOT HOLOCRON_WITH_OPENVINO STREQUAL "OFF")
+    # Its package takes no version but its own for compatible.
+    find_package(OpenVINO CONFIG QUIET COMPONENTS Runtime)
+    if(OpenVINO_FOUND)
+        set(HOLOCRON_HAS_OPENVINO ON)
+        target_sources(holocron_objects PRIVATE src/backends/openvino.cpp)
+        target_compile_definitions(holocron_objects PUBLIC HOLOCRON_HAS_OPENVINO)
+        target_link_libraries(holocron_objects PRIVATE openvino::runtime)
+        list(APPEND HOLOCRON_PRIVATE_LIBRARIES openvino::runtime)
+    elseif(HOLOCRON_WITH_OPENVINO STREQUAL "ON")
+        message(FATAL_ERROR "OpenVINO was asked for and not found: set OpenVINO_DIR to the folder of OpenVINOConfig.cmake")
+    endif()
+endif()
+message(STATUS "Holocron: OpenVINO ${HOLOCRON_HAS_OPENVINO}")
