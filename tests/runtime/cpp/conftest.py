@@ -14,6 +14,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[3] / "runtime" / "cpp"
 BUILD_VARIABLE = "HOLOCRON_CPP_BUILD"
 """Environment variable with a folder to build in and to keep: what did not change is not built again."""
+REQUIRED_VARIABLE = "HOLOCRON_CPP_REQUIRED"
+"""Environment variable under which a compiler or library that is not here is a failure: in continuous integration."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class CppBuild:
 def cpp_build(tmp_path_factory, worker_id_or_master):
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
-            pytest.skip(f"the C++ runtime is not built: there is no {tool} here")
+            _leave_out(f"the C++ runtime is not built: there is no {tool} here")
     root = tmp_path_factory.getbasetemp()
     root = root if worker_id_or_master == "master" else root.parent  # which the workers share
     folder = Path(os.environ.get(BUILD_VARIABLE) or root / "cpp_build")
@@ -66,7 +68,7 @@ def cpp_build(tmp_path_factory, worker_id_or_master):
 def openvino_build(cpp_build):
     """The same where networks can be run."""
     if not cpp_build.has_openvino:
-        pytest.skip("the C++ runtime was built without OpenVINO: its Python wheel, which has the headers, is not here")
+        _leave_out("the C++ runtime was built without OpenVINO: its Python wheel, which has the headers, is not here")
     return cpp_build
 
 
@@ -88,12 +90,18 @@ def _build(folder):
             r"Could NOT find \w+|Could not find a package configuration file provided by \"\w+\"", configured.stderr
         )
         if missing is not None:
-            pytest.skip(f"the C++ runtime is not built: {missing[0]}")
+            _leave_out(f"the C++ runtime is not built: {missing[0]}")
         pytest.fail(f"CMake failed:\n{configured.stdout}{configured.stderr}")
     built = _run("cmake", "--build", folder, "--parallel", len(os.sched_getaffinity(0)))
     if built.returncode != 0:
         pytest.fail(f"the build failed:\n{built.stdout[-5000:]}{built.stderr[-5000:]}")
     return has_openvino
+
+
+def _leave_out(reason):
+    if os.environ.get(REQUIRED_VARIABLE):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def _run(*command):
