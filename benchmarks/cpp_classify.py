@@ -2,9 +2,9 @@
 
     python benchmarks/cpp_classify.py [--bundle DIR] [--threads N ...] [--rounds N] [--calls N] [--library FILE]
 
-The library is built first, optimized, and without `--bundle` one is made of RepVGG-A0 with random weights at 224×224,
-which needs torch. Everything runs in this process, on the same frame, file and number of threads, in turn, so that
-whatever else the machine does slows all:
+The library is built first, optimized, and without `--bundle` one is made of RepVGG-A0 with random weights and 1000
+classes at 224×224, which needs torch. Everything runs in this process, on the same frame, file and number of threads,
+in turn, so that whatever else the machine does slows all:
 
 - Python: `model(frame)`
 - C++: `model.classify(frame)`; checks, resizing, normalization, inference and the ranking of all classes are in it
@@ -159,7 +159,14 @@ def random_bundle(folder: Path) -> Path:
     from export import export_model
 
     return export_model(
-        "repvgg_a0", folder, weights="none", int8=True, effort="fast", calib_samples=32, verify_samples=2
+        "repvgg_a0",
+        folder,
+        weights="none",
+        num_classes=1000,
+        int8=True,
+        effort="fast",
+        calib_samples=32,
+        verify_samples=2,
     ).bundle
 
 
