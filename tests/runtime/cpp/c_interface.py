@@ -35,6 +35,7 @@ class Frame(ctypes.Structure):
         ("region", c_int32 * 4),
         ("chroma", c_void_p),
         ("chroma_stride", c_ssize_t),
+        ("memory", c_int32),
     )
 
 
