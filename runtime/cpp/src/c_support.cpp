@@ -12,6 +12,8 @@ constexpr std::array<ElementType, 8> kElementTypes{ElementType::Float32, Element
 constexpr std::array<Format, 6> kFormats{Format::RGB,  Format::BGR,  Format::RGBA,
                                          Format::BGRA, Format::Gray, Format::NV12};
 
+constexpr std::array<Memory, 2> kMemories{Memory::Host, Memory::Cuda};
+
 template <typename Enum, std::size_t Count>
 Enum chosen(const std::array<Enum, Count>& values, std::int32_t number, const char* name) {
     if (number < 0 || static_cast<std::size_t>(number) >= Count) {
@@ -49,13 +51,13 @@ std::vector<Frame> frames_of(const holocron_frame* frames, std::size_t count) {
         }
         frame.chroma = each.chroma;
         frame.chroma_stride = each.chroma_stride;
+        frame.memory = chosen(kMemories, each.memory, "frame's memory");
         result.push_back(frame);
     }
     return result;
 }
 
 TensorViews views_of(const holocron_tensor* tensors, std::size_t count) {
-    constexpr std::array<Memory, 2> memories{Memory::Host, Memory::Cuda};
     if (count != 0) {
         static_cast<void>(needed(tensors, "inputs"));
     }
@@ -74,7 +76,7 @@ TensorViews views_of(const holocron_tensor* tensors, std::size_t count) {
             shape.assign(extents, extents + each.rank);
         }
         TensorView view(each.data, chosen(kElementTypes, each.type, "tensor's type"), std::move(shape),
-                        chosen(memories, each.memory, "tensor's memory"));
+                        chosen(kMemories, each.memory, "tensor's memory"));
         if (!views.emplace(name, std::move(view)).second) {
             throw ArgumentError("the input '" + name + "' is given twice");
         }

@@ -37,6 +37,12 @@ std::size_t chunk_of(const Manifest& manifest) {
     return static_cast<std::size_t>(std::clamp<std::int64_t>(kChunkValues / values, 1, kChunk));
 }
 
+/// What is wrong with the manifest by itself is told before what does not fit the network.
+Manifest with_checked_task(Manifest manifest) {
+    detail::check_task(manifest);
+    return manifest;
+}
+
 std::vector<std::size_t> places(const std::vector<TensorSpec>& said, const std::vector<TensorSpec>& found) {
     std::vector<std::size_t> result;
     for (const auto& spec : said) {
@@ -90,7 +96,7 @@ class TensorSink final : public detail::InputSink {
 }  // namespace
 
 Model::Impl::Impl(Manifest manifest, std::shared_ptr<detail::Executable> network, Opened opened)
-    : manifest_(std::move(manifest)),
+    : manifest_(with_checked_task(std::move(manifest))),
       opened_(std::move(opened)),
       device_(network->device()),
       takes_device_memory_(network->takes(Memory::Cuda)),
@@ -102,9 +108,7 @@ Model::Impl::Impl(Manifest manifest, std::shared_ptr<detail::Executable> network
       chunk_(chunk_of(manifest_)),
       input_places_(places(manifest_.inputs, inputs_)),
       output_places_(places(manifest_.outputs, outputs_)),
-      pool_(opened_.backend, network_) {
-    detail::check_task(manifest_);
-}
+      pool_(opened_.backend, network_) {}
 
 void Model::Impl::run(const std::vector<Frame>& frames, bool together, const Use& use) const {
     pool_.check_open();

@@ -174,6 +174,12 @@ TEST_CASE("C: a bundle is opened and run, where OpenVINO is compiled in") {
     CHECK(holocron_classify(model, &frame, 1, &results) == HOLOCRON_ERROR_ARGUMENT);
     CHECK(results == nullptr);
     frame.format = HOLOCRON_FORMAT_RGB;
+    frame.memory = HOLOCRON_MEMORY_CUDA;
+    CHECK(holocron_classify(model, &frame, 1, &results) == HOLOCRON_ERROR_IMAGE);
+    frame.memory = 2;
+    CHECK(holocron_classify(model, &frame, 1, &results) == HOLOCRON_ERROR_ARGUMENT);
+    CHECK(error() == "the frame's memory is 2, expected 0 to 1");
+    frame.memory = HOLOCRON_MEMORY_HOST;
     frame.region_x = 7;
     frame.region_width = 2;
     frame.region_height = 8;

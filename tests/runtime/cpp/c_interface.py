@@ -35,6 +35,7 @@ class Frame(ctypes.Structure):
         ("region", c_int32 * 4),
         ("chroma", c_void_p),
         ("chroma_stride", c_ssize_t),
+        ("memory", c_int32),
     )
 
 
@@ -76,9 +77,9 @@ class CInterface:
 
     def __init__(self, path):
         self.library = ctypes.CDLL(str(path))
-        for name in ("last_error", "version", "model_name", "model_precision", "model_backend", "model_device"):
+        strings = ("name", "precision", "backend", "device", "artefact", "label")
+        for name in ("last_error", "version", *(f"model_{string}" for string in strings)):
             getattr(self.library, f"holocron_{name}").restype = c_char_p
-        self.library.holocron_model_label.restype = c_char_p
         for name in ("results_count", "tensors_count", "model_label_count", "model_input_count"):
             getattr(self.library, f"holocron_{name}").restype = c_size_t
 

@@ -74,8 +74,7 @@ class Segmenter(nn.Module):
 
 CLASSIFIERS = {
     "logits": {"preprocessing": SQUISH, "int8": True, "fp16": True},
-    "padded": {"preprocessing": PAD},
-    "probabilities": {"preprocessing": SQUISH, "probabilities": True},
+    "probabilities": {"preprocessing": PAD, "probabilities": True},
     "top_k": {"preprocessing": SQUISH, "top_k": 3},
     "frames": {"preprocessing": SQUISH, "input": "frame", "max_frame": MAX_FRAME, "int8": True},
     "frames_bgr": {"preprocessing": PAD, "input": "frame", "max_frame": MAX_FRAME, "channels": "bgr"},

@@ -105,6 +105,7 @@ typedef struct holocron_frame {
     int32_t region_height;   /**< in pixels */
     const uint8_t* chroma;   /**< NV12's plane of chroma; NULL: it follows the rows of luma */
     ptrdiff_t chroma_stride; /**< bytes from one row of chroma to the next; 0: as stride */
+    int32_t memory;          /**< a holocron_memory; on the GPU for networks that take frames and run there */
 } holocron_frame;
 
 /** A dense tensor in C order. */

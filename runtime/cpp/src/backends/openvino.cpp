@@ -91,6 +91,7 @@ class OpenVinoContext final : public Context {
     explicit OpenVinoContext(ov::CompiledModel& network)
         : request_(network.create_infer_request()),
           staged_(network.inputs().size()),
+          is_set_(network.inputs().size()),
           output_count_(network.outputs().size()) {
         for (const auto& port : network.inputs()) {
             input_types_.push_back(port.get_element_type());
@@ -103,8 +104,12 @@ class OpenVinoContext final : public Context {
             const ov::Shape wanted = openvino_shape(shape);
             if (!tensor || tensor.get_shape() != wanted) {
                 tensor = ov::Tensor(input_types_[index], wanted);
+                is_set_[index] = false;
             }
-            request_.set_input_tensor(index, tensor);
+            if (!is_set_[index]) {  // OpenVINO checks it anew each time
+                request_.set_input_tensor(index, tensor);
+                is_set_[index] = true;
+            }
             return {tensor.data(), element_type(input_types_[index], "input"), shape, Memory::Host};
         } catch (const ov::Exception& e) {
             throw run_error(e);
@@ -115,6 +120,7 @@ class OpenVinoContext final : public Context {
         try {
             // OpenVINO reads inputs only; its tensor has no constant form.
             auto* data = const_cast<void*>(tensor.data);
+            is_set_[index] = false;
             request_.set_input_tensor(index,
                                       ov::Tensor(openvino_type(tensor.type), openvino_shape(tensor.shape), data));
         } catch (const ov::Exception& e) {
@@ -142,6 +148,7 @@ class OpenVinoContext final : public Context {
  private:
     ov::InferRequest request_;
     std::vector<ov::Tensor> staged_;
+    std::vector<bool> is_set_;         // whether the request has what is staged
     std::vector<ov::Tensor> outputs_;  // keeps what the views of the last run look at
     std::vector<ov::element::Type> input_types_;
     std::size_t output_count_;
