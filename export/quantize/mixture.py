@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,13 @@ def mix_precision(
     if request.max_drop is not None:
         images = HeldImages(request.images, request.preprocessing)
         labels = None if request.labels is None else [request.labels[i] for i in images.read]
+
+        def made(kept_float: Collection[str]) -> onnx.ModelProto:
+            mixed = keep_float(quantized, model, scheme, kept_float)
+            return to_float16(mixed) if scheme == "trt" else mixed
+
         choice = choose_precision(
-            quantized, model, scheme, images, request.max_drop, labels, request.class_axis, kept, progress
+            quantized, model, scheme, images, request.max_drop, labels, request.class_axis, kept, progress, made
         )
         if tuned is not None:
             choice = replace(choice, candidates=_with_latency(choice.candidates, tuned))

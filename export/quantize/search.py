@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from .summary import Candidate
 
 _MOST_EVALUATIONS = 300
+_MOST_CONFIRMATIONS = 6
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def search(
     most_evaluations: int = _MOST_EVALUATIONS,
     seconds: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
+    confirm: Callable[[frozenset[str]], bool] | None = None,
 ) -> SearchResult:
     """Find few layers that must stay in higher precision.
 
@@ -92,6 +94,8 @@ def search(
         most_evaluations: choices to measure before the best found so far is taken
         seconds: after which the best found so far is taken
         clock: tells the seconds
+        confirm: whether a choice holds where it will be used, which takes long to find out: asked of the best ones in
+            turn, some of them, until one does; where none does, every layer is kept
 
     Returns:
         the choice; with every layer kept and `met` false where not even that suffices
@@ -108,7 +112,7 @@ def search(
     end = clock() + seconds
     book = _Book(evaluate, layers, max_drop, most_evaluations, lambda: clock() >= end)
     fixed, everything = frozenset(start), frozenset(names)
-    if book.meets(fixed):
+    if book.meets(fixed) and (confirm is None or confirm(fixed)):
         return book.result(fixed)
     if not book.meets(everything):
         return book.result(everything)
@@ -117,8 +121,14 @@ def search(
     for key in (_noise, _noise_per_mac):
         ranking = [layer.name for layer in sorted(free, key=key, reverse=True)]
         found.append(_shortest_prefix(book, fixed, ranking))
-    best = min(found, key=book.cost)
-    return book.result(_put_back(book, best, fixed))
+    best = _put_back(book, min(found, key=book.cost), fixed)
+    if confirm is None:
+        return book.result(best)
+    others = [kept for kept in sorted(book.suitable(), key=book.cost) if kept not in (best, fixed, everything)]
+    for kept in [best, *others][:_MOST_CONFIRMATIONS]:
+        if confirm(kept):
+            return book.result(kept)
+    return book.result(everything)
 
 
 def _noise(layer: RankedLayer) -> float:
@@ -191,6 +201,10 @@ class _Book:
     def meets(self, kept: frozenset[str]) -> bool:
         """The same by both figures."""
         return self.looks_good(kept) and self._measure(kept).confirming <= self._max_drop
+
+    def suitable(self) -> list[frozenset[str]]:
+        """The choices so far that lose no more than they may."""
+        return [kept for kept in list(self._seen) if self.meets(kept)]
 
     def cost(self, kept: frozenset[str]) -> tuple[int, int]:
         """Fewer layers are better, and among as many those that do less work."""

@@ -30,6 +30,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runtime.backends import open_session
+
 from ..errors import QuantizationError
 from .emulation import Emulation
 from .network import Values
@@ -45,6 +47,8 @@ _FEWEST_SCAN_IMAGES = 8
 _SEARCH_SECONDS = 900.0
 """After which a search takes the best that it has found."""
 
+_ROUNDING = 1e-9
+"""Of points: they are shares of whole images."""
 _MOST_MARGINS = 2**16
 """Answers of one batch whose margins are looked at."""
 _HELD_VALUES = 2**25
@@ -117,6 +121,7 @@ def choose_precision(
     class_axis: int | None = 1,
     start: Collection[str] = (),
     progress: Callable[[int, int | None], None] | None = None,
+    made: Callable[[Collection[str]], onnx.ModelProto] | None = None,
 ) -> Choice:
     """Find the fewest layers that must stay in higher precision for a network to lose no more than `max_drop` points.
 
@@ -130,6 +135,8 @@ def choose_precision(
         class_axis: dimension of the output in which the classes lie
         start: names of layers that stay float in any case
         progress: called with the number of steps done
+        made: gives the graph, as it will be exported, with these layers kept; what is chosen is then confirmed by its
+            answers in ONNX Runtime
 
     Returns:
         the choice; :attr:`Choice.met` is false where not even all layers together suffice
@@ -159,8 +166,15 @@ def choose_precision(
         step()
         return measured
 
+    def confirm(kept: frozenset[str]) -> bool:
+        assert made is not None
+        step()
+        return reference.lost_by(made(kept)) <= max_drop + _ROUNDING
+
     ranked = [RankedLayer(layer.name, layer.macs, layer.noise) for layer in layers]
-    found = search(evaluate, ranked, max_drop, start, seconds=_SEARCH_SECONDS)
+    found = search(
+        *(evaluate, ranked, max_drop, start), seconds=_SEARCH_SECONDS, confirm=None if made is None else confirm
+    )
     return Choice(
         kept_float=found.kept_float,
         met=found.met,
@@ -344,6 +358,18 @@ class _Reference:
             return Measurement(drop, 100 * difference.expected_disagreement, drop, snr_db)
         # Every other image, so that both halves have images of all classes where files are sorted by class.
         return Measurement(drop, 100 * float(lost[0::2].mean()), 100 * float(lost[1::2].mean()), snr_db)
+
+    def lost_by(self, model: onnx.ModelProto) -> float:
+        """Points that a graph loses in ONNX Runtime."""
+        session = open_session(model.SerializeToString(), "onnxruntime")
+        right = []
+        try:
+            for batch, truth in zip(self._batches(), self._truth, strict=True):
+                outputs = {name: torch.from_numpy(value) for name, value in session.run(batch).items()}
+                right.append(_answers(outputs, self._axis) == truth)
+        finally:
+            session.close()
+        return 100 * float((self._right.astype(np.float64) - np.concatenate(right)).mean())
 
 
 def _answers(outputs: Values, class_axis: int) -> NDArray[np.int32]:
