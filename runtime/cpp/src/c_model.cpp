@@ -102,7 +102,9 @@ holocron_status holocron_load(const char* path, const holocron_load_options* opt
         auto loaded = holocron::load(std::filesystem::path(&needed(path, "path")), wanted);
         auto inputs = shapes_of(loaded.inputs());
         auto outputs = shapes_of(loaded.outputs());
-        *model = new holocron_model{std::move(loaded), std::move(inputs), std::move(outputs)};
+        auto made =
+            std::make_unique<holocron_model>(holocron_model{std::move(loaded), std::move(inputs), std::move(outputs)});
+        *model = made.release();
     });
 }
 
@@ -110,7 +112,7 @@ holocron_status holocron_model_close(holocron_model* model) {
     return guarded([&] { needed(model, "model").model.close(); });
 }
 
-void holocron_model_free(holocron_model* model) { delete model; }
+void holocron_model_free(holocron_model* model) { const std::unique_ptr<holocron_model> owned(model); }
 
 const char* holocron_model_name(const holocron_model* model) {
     return string_of(model, [](const auto& m) { return m.model.name().c_str(); });
@@ -198,7 +200,7 @@ holocron_status holocron_run(const holocron_model* model, const holocron_tensor*
                         [&](const holocron::Model& m) { return m.run(views_of(inputs, count)); });
 }
 
-void holocron_tensors_free(holocron_tensors* tensors) { delete tensors; }
+void holocron_tensors_free(holocron_tensors* tensors) { const std::unique_ptr<holocron_tensors> owned(tensors); }
 
 size_t holocron_tensors_count(const holocron_tensors* tensors) {
     return tensors == nullptr ? 0 : tensors->tensors.size();

@@ -84,7 +84,7 @@ holocron_status holocron_segment(const holocron_model* model, const holocron_fra
                         });
 }
 
-void holocron_results_free(holocron_results* results) { delete results; }
+void holocron_results_free(holocron_results* results) { const std::unique_ptr<holocron_results> owned(results); }
 
 size_t holocron_results_count(const holocron_results* results) {
     return results == nullptr

@@ -55,6 +55,9 @@ enum class Task { Classification, Detection, Segmentation };
 ///  - ArgumentError if the model has another task.
 class HOLOCRON_API Model {
  public:
+    Model(const Model&) = default;  // and no move: a model that was moved from is a model still
+    Model& operator=(const Model&) = default;
+
     /// The model's name, e.g. `"repvgg_a0"`.
     [[nodiscard]] const std::string& name() const noexcept;
     [[nodiscard]] Task task() const noexcept;
