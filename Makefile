@@ -19,11 +19,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## Train, export, verify, run and time a RepVGG on real images
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## The default tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+test: $(STAMP) ## The default tests; says at the end what was left out, and why
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -rs
 
 test-all: $(STAMP) ## The slow tests too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -rs -m ''
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
