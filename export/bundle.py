@@ -47,9 +47,7 @@ class BundleWriter:
         try:
             self._made_parents = [folder for folder in (parent, *parent.parents) if not folder.exists()]
             parent.mkdir(parents=True, exist_ok=True)
-            self._staging = Path(tempfile.mkdtemp(prefix=f".{self.destination.name}.", suffix=".partial", dir=parent))
-            # mkdtemp makes it private; a bundle is as readable as any folder of its owner.
-            self._staging.chmod(0o777 & ~_umask())
+            self._staging = staging_folder(parent / self.destination.name)
         except OSError as e:
             self._remove()
             raise _disk_error(e, parent) from e
@@ -193,10 +191,24 @@ def _exchange(new: Path, old: Path) -> None:
         shutil.rmtree(aside)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def staging_folder(destination: Path) -> Path:
+    """Make an empty folder beside a destination, to be filled and renamed into its place.
+
+    Args:
+        destination: whose parent exists
+
+    Raises:
+        OSError: if it cannot be made
+    """
+    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
+    try:
+        mask = os.umask(0)
+        os.umask(mask)
+        staging.chmod(0o777 & ~mask)  # mkdtemp makes it private; this is as readable as any folder of its owner
+    except OSError:
+        staging.rmdir()
+        raise
+    return staging
 
 
 def _disk_error(error: OSError, path: Path) -> ExportError:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 from runtime.manifest import Manifest
 
+from .bundle import staging_folder
 from .errors import ExportError
 
 CHECKSUMS = "holocron-export.sha256"
@@ -171,11 +170,8 @@ def _digest(path: Path) -> str | None:
 
 
 def _create(folder: Path, contents: Mapping[str, str]) -> None:
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    staging = staging_folder(folder)
     try:
-        umask = os.umask(0)
-        os.umask(umask)
-        staging.chmod(0o777 & ~umask)
         for name, text in contents.items():
             (staging / name).write_text(text, encoding="utf-8")
         staging.rename(folder)

@@ -140,6 +140,17 @@ def range_sources(index: GraphIndex, scheme: str) -> dict[str, str]:
     return {name: source(name) for name in wanted}
 
 
+def rounded_tensors(index: GraphIndex, scheme: str) -> dict[str, str]:
+    """The activations that get a Q/DQ pair, each with the one whose range it has.
+
+    Args:
+        index: of a float graph
+        scheme: `"cpu"` or `"trt"`
+    """
+    sources = range_sources(index, scheme)
+    return {name: sources[name] for name in quantized_tensors(index, scheme)}
+
+
 def tensor_roles(index: GraphIndex) -> dict[str, list[str]]:
     """What tensors are to the operators that quantization is about, in names that a training can know too.
 

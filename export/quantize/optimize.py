@@ -21,18 +21,17 @@ import torch
 from torch import Tensor
 
 from calib import AUTO, EFFORTS, METHODS, CalibrationSettings, ImageStream, SchemeCalibration, TensorRange
-from runtime.backends import open_session
 from runtime.manifest import Preprocessing
 
 from ..errors import QuantizationError
 from ..float16 import to_float16
 from ..memory import release_memory
-from ..onnx_graph import GraphIndex, serialized_with_outputs
+from ..onnx_graph import GraphIndex
 from .centre import centre, centred_tensors, drop_needless_clips, tensor_params
 from .equalize import apply_factors, channel_classes, choose_factors, known_factors
 from .exempt import exempt, exempt_layers, noisy_layers, reveal
 from .fake import FakeQuantizer
-from .layers import WeightedLayer, quantized_tensors, range_sources, tensors_to_observe, weighted_layers
+from .layers import WeightedLayer, rounded_tensors, tensors_to_observe, weighted_layers
 from .layerwise import LayerOutcome, LayerQuantizer, QuantizedLayer
 from .network import LayerConstants, Network
 from .pipeline import Mix
@@ -40,7 +39,7 @@ from .pixels import PIXEL_RANGE, put_on_pixels
 from .qdq import QuantParams, RoundedLayer, insert_qdq, weight_params
 from .ranges import RangeChoice, choose_ranges
 from .state import RoundingState
-from .statistics import ChannelSamples, ScaledSamples, Sensitivity, collect_samples, output_sensitivity
+from .statistics import ChannelSamples, ScaledSamples, Sensitivity, output_sensitivity, sample_activations
 
 __all__ = [
     "EFFORTS",
@@ -223,11 +222,7 @@ def observe_network(
     model, pixels = put_on_pixels(model, preprocessing)
     stream = ImageStream(images, preprocessing, batch_size=_BATCH)
     names = tensors_to_observe(model)
-    session = open_session(serialized_with_outputs(model, names), "onnxruntime")
-    try:
-        samples = collect_samples(session, stream, len(images), names, settings.seed, progress)
-    finally:
-        session.close()
+    samples = sample_activations(model, stream, len(images), names, settings.seed, progress)
     release_memory()
     network = Network(model)
     sensitivity: Sensitivity | None = None
@@ -418,6 +413,12 @@ def weight_rounding(
     return LayerQuantizer(network, layers, scales, quantizers, rows, settings.seed, done)
 
 
+def evenly_spread(total: int, count: int) -> list[int]:
+    """Positions of so many of a number of things, all of them if they are no more."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]
+
+
 def needs_mirrors(model: onnx.ModelProto, images: int) -> bool:
     """Whether a layer sees so few different inputs that mirror images of them are worth as many more.
 
@@ -454,9 +455,7 @@ def _check_finite(model: onnx.ModelProto) -> None:
 
 def _rounded_tensors(model: onnx.ModelProto, scheme: str) -> tuple[dict[str, str], frozenset[str]]:
     """The activations that are rounded, each with the one whose range it has, and those spread over all codes."""
-    index = GraphIndex(model)
-    sources = range_sources(index, scheme)
-    return {name: sources[name] for name in quantized_tensors(index, scheme)}, centred_tensors(model, scheme)
+    return rounded_tensors(GraphIndex(model), scheme), centred_tensors(model, scheme)
 
 
 def _tensors(stream: ImageStream) -> Iterator[Tensor]:
@@ -465,9 +464,7 @@ def _tensors(stream: ImageStream) -> Iterator[Tensor]:
 
 def _some(images: Sequence[Path], count: int) -> list[Path]:
     """Evenly spread over the images."""
-    if count >= len(images):
-        return list(images)
-    return [images[i * len(images) // count] for i in range(count)]
+    return [images[i] for i in evenly_spread(len(images), count)]
 
 
 def _weight_params(

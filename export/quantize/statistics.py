@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from calib.errors import CalibrationError
+from runtime.backends import open_session
 from runtime.backends.base import Session
 
+from ..onnx_graph import serialized_with_outputs
 from .network import LayerConstants, Network, Quantizer
 
 _SAMPLED_VALUES = 2**25
@@ -136,6 +139,34 @@ def collect_samples(
     if not done:
         raise CalibrationError("there are no images to calibrate on")
     return {name: ChannelSamples(torch.cat(rows[name]), low[name], high[name]) for name in tensors}
+
+
+def sample_activations(
+    model: onnx.ModelProto,
+    batches: Iterable[NDArray[np.float32]],
+    image_count: int,
+    tensors: Sequence[str],
+    seed: int,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> dict[str, ChannelSamples]:
+    """:func:`collect_samples` of a float graph, which is opened for it.
+
+    Args:
+        model: whose tensors these are; it is not changed
+        batches: see there
+        image_count: see there
+        tensors: see there
+        seed: see there
+        progress: see there
+
+    Raises:
+        CalibrationError: if a tensor holds NaN or infinity
+    """
+    session = open_session(serialized_with_outputs(model, tensors), "onnxruntime")
+    try:
+        return collect_samples(session, batches, image_count, tensors, seed, progress)
+    finally:
+        session.close()
 
 
 def output_sensitivity(

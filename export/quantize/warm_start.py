@@ -12,18 +12,17 @@ from torch import Tensor, fx, nn
 
 from calib import CalibrationSettings, TensorRange
 from holocron.nn.quantization import ActivationQuantizer, convert, learned_ranges, load_ranges
-from runtime.backends import open_session
 
-from ..onnx_graph import GraphIndex, add_inferred_shapes, serialized_with_outputs
+from ..onnx_graph import GraphIndex, add_inferred_shapes
 from ..trace import trace
 from .equalize import apply_factors, channel_classes, choose_factors
-from .layers import quantized_tensors, range_sources, tensor_roles, tensors_to_observe
+from .layers import rounded_tensors, tensor_roles, tensors_to_observe
 from .layerwise import QuantizedLayer
 from .network import Network
-from .optimize import effort_of, float_layers, needs_mirrors, weight_rounding
+from .optimize import effort_of, evenly_spread, float_layers, needs_mirrors, weight_rounding
 from .qdq import QuantParams, activation_params
 from .ranges import choose_ranges
-from .statistics import ScaledSamples, collect_samples, output_sensitivity
+from .statistics import ScaledSamples, output_sensitivity, sample_activations
 
 __all__ = ["start_from_calibration"]
 
@@ -64,15 +63,11 @@ def start_from_calibration(
     graph = trace(convert(model).cpu(), (int(images.shape[2]), int(images.shape[3])), int(images.shape[1]))
     add_inferred_shapes(graph)
 
-    names = _rounded(graph, scheme)
+    names = rounded_tensors(GraphIndex(graph), scheme)
     network = Network(graph)
     observed = tensors_to_observe(graph)
-    session = open_session(serialized_with_outputs(graph, observed), "onnxruntime")
-    try:
-        batches = (batch.numpy() for batch in images.split(_BATCH))
-        seen = collect_samples(session, batches, len(images), observed, seed)
-    finally:
-        session.close()
+    batches = (batch.numpy() for batch in images.split(_BATCH))
+    seen = sample_activations(graph, batches, len(images), observed, seed)
     samples = {name: seen[name] for name in dict.fromkeys(names.values())}
     sensitivity = output_sensitivity(
         network, _some(images, how.sensitivity_images), observed, float_layers(network), seed
@@ -104,16 +99,7 @@ def start_from_calibration(
 
 def _some(images: Tensor, count: int) -> Iterator[Tensor]:
     """Batches of images evenly spread over those that there are."""
-    count = min(count, len(images))
-    chosen = torch.arange(count) * len(images) // max(count, 1)
-    return iter(images[chosen].split(_BATCH))
-
-
-def _rounded(graph: onnx.ModelProto, scheme: str) -> dict[str, str]:
-    """The activations that are rounded, each with the one whose range it has."""
-    index = GraphIndex(graph)
-    sources = range_sources(index, scheme)
-    return {name: sources[name] for name in quantized_tensors(index, scheme)}
+    return iter(images[evenly_spread(len(images), count)].split(_BATCH))
 
 
 def _known_ranges(model: fx.GraphModule, graph: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, TensorRange]:
