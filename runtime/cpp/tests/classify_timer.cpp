@@ -6,19 +6,13 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <filesystem>
 #include <holocron/runtime.hpp>
 #include <memory>
 #include <openvino/openvino.hpp>
-#include <string>
 #include <vector>
 
-#if defined(_WIN32)
-#define SHIM extern "C" __declspec(dllexport)
-#else
-#define SHIM extern "C" __attribute__((visibility("default")))
-#endif
+#include "shim.hpp"
 
 namespace {
 
@@ -45,18 +39,6 @@ struct Timer {
     holocron::TensorViews views;
     ov::InferRequest request;
 };
-
-template <typename Work>
-const char* guarded(const Work& work) {
-    thread_local std::string message;
-    try {
-        work();
-        return nullptr;
-    } catch (const std::exception& error) {
-        message = error.what();
-        return message.c_str();
-    }
-}
 
 // Seconds of a call: the mean of some that follow each other.
 template <typename Call>

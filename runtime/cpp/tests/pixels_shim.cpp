@@ -4,9 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <memory>
-#include <string>
 
 #include "holocron/errors.hpp"
 #include "holocron/frame.hpp"
@@ -14,12 +12,7 @@
 #include "preprocessing.hpp"
 #include "resampling.hpp"
 #include "resize_matrices.hpp"
-
-#if defined(_WIN32)
-#define SHIM extern "C" __declspec(dllexport)
-#else
-#define SHIM extern "C" __attribute__((visibility("default")))
-#endif
+#include "shim.hpp"
 
 using namespace holocron;
 using namespace holocron::detail;
@@ -70,18 +63,6 @@ Frame frame_of(const FlatFrame& flat) {
         frame.region = Region{flat.region[0], flat.region[1], flat.region[2], flat.region[3]};
     }
     return frame;
-}
-
-template <typename Work>
-const char* guarded(const Work& work) {
-    thread_local std::string message;
-    try {
-        work();
-        return nullptr;
-    } catch (const std::exception& error) {
-        message = error.what();
-        return message.c_str();
-    }
 }
 
 }  // namespace
