@@ -169,40 +169,54 @@ class NonMaxSuppression(nn.Module):
         return boxes, torch.where(is_best, number, float(num_classes)).amin(dim=2)
 
     def _suppress(self, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of the sorted candidates (N, K) are kept, and of which images (N,) that is not settled yet."""
+        """Which of the sorted candidates (N, K) are kept, and of which images (N,) that is not settled yet.
+
+        Block after block. Of each there are two answers, one that has all boxes that belong there and one that has no
+        others; what the first lacks is suppressed for certain. Once settled they are the same.
+        """
         size = boxes.shape[1]
         count = -(-size // _BLOCK)
         edges = [size * i // count for i in range(count + 1)]
-        blocks = [self._suppressing(boxes, labels, start, end) for start, end in itertools.pairwise(edges)]
-        keep = torch.ones_like(blocks[-1][:, :, 0])[:, None]
-        before = keep
-        for _ in range(self.steps):
-            before = keep
-            sums = [torch.matmul(keep[:, :, : block.shape[1]], block) for block in blocks]
-            keep = ((sums[0] if count == 1 else torch.cat(sums, dim=2)) < 0.5).to(torch.float16)
-        # Of the last two steps the even one errs on the side of keeping, if they differ.
-        kept = keep if self.steps % 2 == 0 else before
-        return kept[:, 0] > 0.5, (keep != before).any(dim=2)[:, 0]
+        most: list[Tensor] = []  # (N, 1, block), of each block
+        least: list[Tensor] = []
+        for start, end in itertools.pairwise(edges):
+            inner = self._suppressing(boxes, labels, (start, end), (start, end))
+            below: Sequence[Tensor | float] = 0.5, 0.5
+            if start > 0:
+                earlier = torch.cat([torch.cat(least, dim=2), torch.cat(most, dim=2)], dim=1)
+                sums = torch.matmul(earlier, self._suppressing(boxes, labels, (0, start), (start, end)))
+                below = (0.5 - sums).split(1, dim=1)
+            keep = before = torch.ones_like(inner[:, :1])
+            for step in range(self.steps):
+                # From one that has all that belongs there, one that has nothing else; and the other way round.
+                before = keep
+                keep = (torch.matmul(keep, inner) < below[(step + 1) % 2]).to(torch.float16)
+            most.append(keep if self.steps % 2 == 0 else before)
+            least.append(before if self.steps % 2 == 0 else keep)
+        kept, certain = torch.cat(most, dim=2)[:, 0], torch.cat(least, dim=2)[:, 0]
+        return kept > 0.5, (kept != certain).any(dim=1)
 
-    def _suppressing(self, boxes: Tensor, labels: Tensor, start: int, end: int) -> Tensor:
-        """Whether each of the candidates before `end` would suppress each from `start` to there: (N, end, end - start),
-        1 or 0. Later ones suppress none of them.
+    def _suppressing(self, boxes: Tensor, labels: Tensor, by: tuple[int, int], of: tuple[int, int]) -> Tensor:
+        """Whether each of the candidates of one range would suppress each of another, 1 or 0: of itself, if it comes
+        before; the other range comes behind.
         """
         # Not 0, for 0 / 0 is above a threshold to OpenVINO, and not to others.
         smallest = torch.finfo(boxes.dtype).tiny
-        xmin, ymin, xmax, ymax = boxes[:, :end, :, None].unbind(dim=2)
+        xmin, ymin, xmax, ymax = boxes[:, slice(*by), :, None].unbind(dim=2)
         area = ((xmax - xmin) * (ymax - ymin)).clamp(min=smallest)
-        left, top, right, bottom = boxes[:, None, start:end].unbind(dim=3)
+        left, top, right, bottom = boxes[:, None, slice(*of)].unbind(dim=3)
         other_area = ((right - left) * (bottom - top)).clamp(min=smallest)
         width = torch.minimum(xmax, right) - torch.maximum(xmin, left)
         height = torch.minimum(ymax, bottom) - torch.maximum(ymin, top)
         # One of the two clamped is enough: a product below 0 is not above any threshold either.
         overlap = width.clamp(min=0) * height
         iou = overlap / (area + other_area - overlap)
-        position = torch.arange(end, dtype=boxes.dtype, device=boxes.device)
-        # Only earlier candidates suppress: no IoU is above 2.
-        threshold = torch.where(position[:, None] < position[start:], _float32_down(self.iou_threshold), 2.0)
-        same_class = labels[:, :end, None] == labels[:, None, start:end]
+        threshold: Tensor | float = _float32_down(self.iou_threshold)
+        if by == of:
+            position = torch.arange(by[1] - by[0], device=boxes.device)
+            # No IoU is above 2.
+            threshold = torch.where(position[:, None] < position, threshold, 2.0)
+        same_class = labels[:, slice(*by), None] == labels[:, None, slice(*of)]
         # Zeros and ones, whose products are right in any type: TensorRT-RTX has none of float32 for Turing.
         return ((iou > threshold) & same_class).to(torch.float16)
 

@@ -6,10 +6,11 @@ So every TopK here whose indices are read is of distinct keys, whole numbers tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LARGEST_RANKED = 3839
 """TensorRT 10 sorts fewer than 3840 values, the squares of which are exact in float32 too."""
@@ -41,12 +42,34 @@ def choose_best(scores: Tensor, count: int) -> tuple[Tensor | None, Tensor]:
 def descending(scores: Tensor) -> Tensor:
     """Indices (N, K) that sort scores (N, K), the highest first, of equal ones the first first."""
     size = scores.shape[1]
-    place = torch.arange(size, device=scores.device)
-    first, other = scores[:, :, None], scores[:, None]
-    is_before = (other > first) | ((other == first) & (place < place[:, None]))
-    # Nothing is computed between this sum and its reader: OpenVINO (2026.4) fuses a reduction over the last dimension
-    # with an addition behind it, and then adds along the wrong one.
-    return is_before.to(torch.float32).sum(dim=2).topk(size, dim=1, largest=False).indices
+    values, index = scores.topk(size, dim=1)
+    # Whole numbers below 2 ** 24: a place in the order of the values, and among equal ones the index.
+    key = _first_of_equals(values) * size + index.to(torch.float32)
+    return index.gather(1, key.topk(size, dim=1, largest=False).indices)
+
+
+def _first_of_equals(values: Tensor) -> Tensor:
+    """Of sorted values (N, K), where the first lies that equals each: (N, K) float32.
+
+    The largest start of a run up to each place: within rows of about √K values, and over the rows before.
+    """
+    size = values.shape[1]
+    width = math.isqrt(size - 1) + 1
+    height = -(-size // width)
+    place = torch.arange(size, dtype=torch.float32, device=values.device)
+    is_new = values[:, 1:] != values[:, :-1]
+    start = nn.functional.pad(torch.where(is_new, place[1:], 0.0), (1, height * width - size))
+    rows = start.reshape(-1, height, width)
+    up_to = _ahead(width, strictly=False, like=rows)
+    within = torch.where(up_to, rows[..., None], 0.0).amax(dim=2)
+    before = torch.where(_ahead(height, strictly=True, like=rows), within[:, :, -1:], 0.0).amax(dim=1)
+    return torch.maximum(within, before[..., None]).flatten(1)[:, :size]
+
+
+def _ahead(size: int, *, strictly: bool, like: Tensor) -> Tensor:
+    """Whether the place of each row comes ahead of that of each column, or else is the same."""
+    place = torch.arange(size, device=like.device)
+    return place[:, None] < place if strictly else place[:, None] <= place
 
 
 def rows_at(values: Tensor, index: Tensor) -> Tensor:
