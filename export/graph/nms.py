@@ -26,8 +26,8 @@ from .ranking import LARGEST_RANKED, MOST_VALUES, choose_best, descending, is_fi
 __all__ = ["NMSOutput", "NonMaxSuppression"]
 
 _BLOCK = 320
-"""Candidates up to which the matrix is made in one piece. A larger one is cut into columns, without what lies below its
-diagonal, which fit into a processor's cache."""
+"""Candidates up to which the matrix is made in one piece, and settled at once. More are settled block after block: a
+block fits into a processor's cache, and what one decides is not decided again with the next."""
 _LEFT_OUT = -1.0
 """Score of what is no candidate: below every score."""
 
