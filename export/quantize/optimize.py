@@ -28,7 +28,8 @@ from ..float16 import to_float16
 from ..memory import release_memory
 from ..onnx_graph import GraphIndex
 from .centre import centre, centred_tensors, drop_needless_clips, tensor_params
-from .equalize import apply_factors, channel_classes, choose_factors, known_factors
+from .channel_classes import channel_classes
+from .equalize import apply_factors, choose_factors, known_factors
 from .exempt import exempt, exempt_layers, noisy_layers, reveal
 from .fake import FakeQuantizer
 from .layers import WeightedLayer, rounded_tensors, tensors_to_observe, weighted_layers

@@ -15,7 +15,8 @@ from holocron.nn.quantization import ActivationQuantizer, convert, learned_range
 
 from ..onnx_graph import GraphIndex, add_inferred_shapes
 from ..trace import trace
-from .equalize import apply_factors, channel_classes, choose_factors
+from .channel_classes import channel_classes
+from .equalize import apply_factors, choose_factors
 from .layers import rounded_tensors, tensor_roles, tensors_to_observe
 from .layerwise import QuantizedLayer
 from .network import Network

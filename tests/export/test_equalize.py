@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 from calib import TensorRange
 from export.onnx_graph import serialized_with_outputs
 from export.quantize import equalize, insert_qdq, tensors_to_observe
-from export.quantize.equalize import Equalization, apply_factors, channel_classes, choose_factors
+from export.quantize.channel_classes import channel_classes
+from export.quantize.equalize import Equalization, apply_factors, choose_factors
 from export.quantize.layers import weighted_layers
 from export.quantize.network import LayerConstants, Network
 from export.quantize.statistics import collect_samples, output_sensitivity

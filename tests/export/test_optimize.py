@@ -11,7 +11,8 @@ from calib import CalibrationError, find_images
 from export.errors import QuantizationError
 from export.gate import tensorrt10_problems
 from export.quantize import calibrate, quantize
-from export.quantize.equalize import Equalization, apply_factors, channel_classes
+from export.quantize.channel_classes import channel_classes
+from export.quantize.equalize import Equalization, apply_factors
 from export.quantize.exempt import DEPTHWISE
 from export.quantize.optimize import quantize_calibrated
 from runtime.backends import open_session
