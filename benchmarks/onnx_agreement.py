@@ -18,7 +18,7 @@ from torch import nn
 from calib import find_images, sample_folder
 from export.source import from_module
 from export.trace import trace
-from export.verify import compare_networks
+from export.verify import Comparison, VerificationImages, compare_networks
 from holocron import models
 from runtime.backends import open_session
 from runtime.manifest import Preprocessing
@@ -45,7 +45,7 @@ def relative_errors(name: str, size: int) -> tuple[float, float]:
     module = models.build_model(name).eval()
     randomize_statistics(module)
     preprocessing = Preprocessing((size, size), info.mean, info.std)
-    images = find_images(sample_folder(), IMAGES)
+    images = VerificationImages(find_images(sample_folder(), IMAGES), preprocessing)
 
     def run(part):
         def outputs(batch):
@@ -54,11 +54,14 @@ def relative_errors(name: str, size: int) -> tuple[float, float]:
 
         return outputs
 
+    def error(ours, reference):
+        comparison = Comparison()
+        compare_networks(ours, lambda _, batch: reference(batch), images, comparison)
+        return comparison.errors()["logits"]
+
     source = from_module(copy.deepcopy(module), name, preprocessing)
     session = open_session(trace(source.module, (size, size)).SerializeToString(), "onnxruntime")
-    fused, _ = compare_networks(run(source.module), run(module), images, preprocessing)
-    traced, _ = compare_networks(session.run, run(source.module), images, preprocessing)
-    return fused.errors()["logits"], traced.errors()["logits"]
+    return error(run(source.module), run(module)), error(session.run, run(source.module))
 
 
 def main() -> None:

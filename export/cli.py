@@ -159,4 +159,4 @@ def main(as_json: bool, quiet: bool, **options: Any) -> None:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
         lines = (*result.layer_tables(), *result.float_lines(), *result.engine_lines(), *result.cpp_lines())
-        click.echo("\n".join((result.table(), *lines, str(result.bundle))))
+        click.echo("\n".join((result.table(), *lines, *result.notes, str(result.bundle))))

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from runtime.backends import EngineOptions, Session, engine_builder, unavailable
 from runtime.backends import cuda as driver
-from runtime.backends import engine_builder
 from runtime.backends.cuda import device_count
+from runtime.backends.cuda_runtime import CudaRuntime
 from runtime.backends.engine_builder import engine_file
 from runtime.backends.tensorrt_engine import OpenEngine
 from runtime.backends.tensorrt_library import EXTRAS, LIBRARIES, library_missing, load_library
+from runtime.engines import engine_problem
 from runtime.errors import BackendError
 from runtime.manifest import EngineInfo, FrameSpec
 
@@ -24,11 +26,14 @@ from .errors import EngineError
 __all__ = [
     "LIBRARIES",
     "build_engine",
+    "build_options",
     "check_builder",
     "device_capability",
     "engine_file",
     "layer_information",
     "library_version",
+    "not_for_here",
+    "open_engine",
 ]
 
 _HOST_WAYS = (
@@ -116,6 +121,50 @@ def layer_information(plan: bytes, info: EngineInfo, graph: bytes) -> str | None
         return engine.layer_information()
     finally:
         engine.close()
+
+
+def not_for_here(info: EngineInfo) -> str | None:
+    """Why an engine cannot be run on this machine; None if it can.
+
+    Args:
+        info: what it was built with
+    """
+    if driver.device_count() == 0:
+        return "there is no NVIDIA GPU"
+    reason = unavailable(info.library)
+    if reason is not None:
+        return reason
+    problem = engine_problem(info, library_version(info.library), driver.device_capability(0))
+    if problem is not None:
+        return problem
+    try:
+        with CudaRuntime().on(0):
+            return None
+    except BackendError as e:  # a driver that is too old for the bindings, say, which C++ programs do without
+        return str(e)
+
+
+def open_engine(plan: bytes, info: EngineInfo, weights: bytes | None) -> Session:
+    """Open an engine as the runtime does, on the first GPU, for one thread.
+
+    Args:
+        plan: the engine: made here, or checked against its manifest
+        info: what it was built with
+        weights: the graph that it was built from, of one without its weights
+
+    Raises:
+        BackendError: if the library refuses it, or there is not enough memory
+    """
+    from runtime.backends.tensorrt import TensorRTSession
+
+    return TensorRTSession(info.library, plan, info=info, weights=weights, options=EngineOptions(contexts=1))
+
+
+def build_options(info: EngineInfo) -> str:
+    """The options of the command that asks for engines of a library and a compute capability."""
+    if info.library == "tensorrt":
+        return "--trt"
+    return f"--rtx --rtx-capability {info.compute_capability}"
 
 
 def library_version(library: str) -> str:

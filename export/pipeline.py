@@ -1,19 +1,18 @@
 """The whole export, readable from top to bottom.
 
-architecture or bundle → float32 graph → float16 and INT8 graphs → verification → engines → bundle. Torch is imported
-only where an architecture is built, onnx only where a graph is made or changed: on a device, a bundle gets its engine
-without either.
+architecture or bundle → float32 graph → float16 and INT8 graphs → verification → engines → theirs → bundle. Torch is
+imported only where an architecture is built, onnx only where a graph is made or changed: on a device, a bundle gets its
+engine without either.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calib import find_labelled_images
 from runtime.backends.engine_builder import timing_cache_path
 from runtime.manifest import MANIFEST_NAME, SCHEMES, Artefact, Manifest
 
@@ -25,26 +24,21 @@ from .base import (
     engine_variants,
     from_bundle,
     from_model,
-    open_compared,
-    session_network,
 )
 from .bundle import BundleWriter, check_destination
 from .cpp_project import check_project, write_project
 from .engine_layers import EngineLayers, companions, layers_file
-from .graphs import make_graphs, summarize_kept, unlabelled_images
+from .graphs import make_graphs, summarize_kept
 from .int8_report.files import keep_report, read_summary, write_report
 from .progress import Progress, Silent
 from .report import ExportResult
 from .spec import ExportSpec
-from .tasks import task_export
-from .verify import Comparison, FrameStream, Remembered, check, compare_networks
+from .verifier import Verifier
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .quantize.summary import QuantizationSummary
-
-_WORTH_SAYING_POINTS = 0.01
 
 
 def run_export(
@@ -85,21 +79,27 @@ def run_export(
     base = from_bundle(spec, warn) if is_bundle else from_model(spec, module, task, progress)
     with BundleWriter(destination, replace_existing) as writer:
         graphs = make_graphs(spec, base, destination, writer, progress, warn)
-        made = _verify(graphs.artefacts, writer, spec, base, progress, warn)
+        verifier = Verifier(spec, base, writer.folder, progress, warn)
+        made = verifier.graphs(graphs.artefacts)
         for artefact in base.kept:
             assert base.folder is not None
             writer.keep(base.folder, artefact.file)
             for companion in companions(artefact) if artefact.engine is not None else ():
                 if (base.folder / companion).is_file() and not (base.folder / companion).is_symlink():
                     writer.keep(base.folder, companion)
-        built, layers = _build_engines(spec, base, made, writer, progress, warn)
-        artefacts = tuple(sorted((*base.kept, *made, *built), key=lambda a: (a.kind != "onnx", a.file)))
+        onnx_graphs = {a.variant: a for a in (*base.kept, *made) if a.kind == "onnx"}
+        built, layers = _build_engines(spec, base, onnx_graphs, writer, progress, warn)
+        kept, waiting = _not_verified(spec, base)
+        verified, notes = verifier.engines((*waiting, *built), onnx_graphs)
+        artefacts = tuple(sorted((*kept, *made, *verified), key=lambda a: (a.kind != "onnx", a.file)))
         manifest = replace(base.manifest, artefacts=artefacts, provenance=_provenance(base, spec))
         reported = _report(spec, base, manifest, graphs.summaries, writer, warn)
         bundle = writer.commit(manifest)
     project = write_project(bundle, manifest, spec.force) if spec.cpp else None
     files = tuple(a.file for a in (*made, *built))
-    return ExportResult(bundle, manifest, files, tuple(warnings), graphs.float_operators, reported, layers, project)
+    return ExportResult(
+        bundle, manifest, files, tuple(warnings), graphs.float_operators, reported, layers, project, notes
+    )
 
 
 def _is_bundle(model: str) -> bool:
@@ -121,89 +121,15 @@ def _destination(spec: ExportSpec, is_bundle: bool) -> Path:
     return Path(spec.model).resolve() if is_bundle else Path(spec.model.rstrip("/"))
 
 
-def _verify(
-    made: Sequence[Artefact],
-    writer: BundleWriter,
-    spec: ExportSpec,
-    base: Base,
-    progress: Progress,
-    warn: Callable[[str], None],
-) -> list[Artefact]:
-    """Compare what was made with the reference; a broken artefact ends the export."""
-    if not made:
-        return []
-    targets: list[int] | None = None
-    if spec.eval_folder is not None:
-        labelled = find_labelled_images(spec.eval_folder, base.manifest.labels)
-        images, targets = tuple(path for path, _ in labelled), [target for _, target in labelled]
-    else:
-        images = unlabelled_images(spec, spec.verify_samples)
-    task = task_export(base.manifest.task)
-    reference = Remembered(base.load_reference())
-    frames = None if base.manifest.frame is None else FrameStream(images, base.manifest)
-    comparisons: dict[str, Comparison] = {}
-    with progress.stage(f"verifying {len(made)} artefacts on {len(images)} images"):
-        for artefact in made:  # one after the other: a large network is in memory once, not once an artefact
-            session = open_compared(writer.folder / artefact.file, base)
-            try:
-                comparisons[artefact.file], read = compare_networks(
-                    session_network(session),
-                    reference,
-                    images,
-                    base.manifest.preprocessing,
-                    task.class_axis,
-                    progress.update,
-                    frames,
-                    _comparison(base),
-                )
-            finally:
-                session.close()
-    if len(read) < len(images):
-        warn(f"{len(images) - len(read)} of {len(images)} verification images could not be read")
-    truths = None if targets is None else [targets[i] for i in read]
-    verified = []
-    for artefact in made:
-        comparison = comparisons[artefact.file]
-        result = comparison.result(base.reference_name, truths)
-        check(artefact, result, spec.tolerances, base.trained, comparison.errors(), task.agreement)
-        _check_post_processing(artefact, comparison, warn)
-        if result.accuracy is not None and result.reference_accuracy is not None:
-            lost = result.reference_accuracy - result.accuracy
-            if lost > _WORTH_SAYING_POINTS:
-                warn(f"{artefact.file} loses {100 * lost:.1f} points: try more images or another --calib-method")
-        verified.append(replace(artefact, verification=result))
-    return verified
-
-
-def _comparison(base: Base) -> Comparison | None:
-    """What compares networks with something behind them; None for those without."""
-    post = base.manifest.post_processing
-    if post is None or base.expect is None:
-        return None
-    from .graph.check import PostComparison
-
-    return PostComparison(post, base.expect, task_export(base.manifest.task).class_axis)
-
-
-def _check_post_processing(artefact: Artefact, comparison: Comparison, warn: Callable[[str], None]) -> None:
-    from .graph.check import PostComparison
-
-    if isinstance(comparison, PostComparison):
-        comparison.check(artefact.file)
-        if comparison.detections == 0:
-            warn(f"{artefact.file} and the reference found nothing on these images: its boxes were not compared")
-
-
 def _build_engines(
     spec: ExportSpec,
     base: Base,
-    made: list[Artefact],
+    graphs: Mapping[str, Artefact],
     writer: BundleWriter,
     progress: Progress,
     warn: Callable[[str], None],
 ) -> tuple[list[Artefact], dict[str, EngineLayers]]:
     """Build the engines that are asked for and not there yet, and read what the library made of their layers."""
-    graphs = {a.variant: a for a in (*base.kept, *made) if a.kind == "onnx"}
     existing = {a.file for a in base.kept}
     built: list[Artefact] = []
     layers: dict[str, EngineLayers] = {}
@@ -234,6 +160,13 @@ def _build_engines(
                     writer.write(layers_file(file), text.encode())
                     layers[file] = EngineLayers.from_json(text)
     return built, layers
+
+
+def _not_verified(spec: ExportSpec, base: Base) -> tuple[list[Artefact], list[Artefact]]:
+    """What stays of a bundle, and of that the engines of the libraries asked for that nobody has run yet."""
+    libraries = {library for library, _ in engine_libraries(spec)}
+    waiting = [a for a in base.kept if a.engine and a.engine.library in libraries and a.verification is None]
+    return [a for a in base.kept if a not in waiting], waiting
 
 
 def _report(

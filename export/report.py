@@ -50,6 +50,7 @@ class ExportResult:
         engine_layers: what the library made of the layers of each engine that this export built, where that was asked
             for, by file.
         cpp_project: folder of the example in C++, where that was asked for.
+        notes: which engines were not run here, and why.
     """
 
     bundle: Path
@@ -60,6 +61,7 @@ class ExportResult:
     quantization: tuple[QuantizationSummary, ...] = ()
     engine_layers: Mapping[str, EngineLayers] = field(default_factory=dict)
     cpp_project: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -68,6 +70,7 @@ class ExportResult:
             "cpp_project": None if self.cpp_project is None else str(self.cpp_project),
             "made": list(self.made),
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "float_operators": {v: [asdict(o) for o in found] for v, found in self.float_operators.items()},
             "quantization": [summary.to_dict() for summary in self.quantization],
             "engine_layers": {file: asdict(layers) for file, layers in self.engine_layers.items()},
@@ -77,7 +80,7 @@ class ExportResult:
     def table(self) -> str:
         """A line an artefact."""
         agreement = task_export(self.manifest.task).agreement
-        headers = ("artefact", "size", "rel. error", "cosine", agreement, "accuracy", "images")
+        headers = ("artefact", "size", "rel. error", "cosine", agreement, "accuracy", "images", "run by")
         return format_table(headers, [artefact_row(a) for a in self.manifest.artefacts])
 
     def layer_tables(self) -> list[str]:
@@ -141,7 +144,7 @@ def artefact_row(artefact: Artefact) -> list[str]:
     size = f"{artefact.size / 1e6:.1f} MB"
     result = artefact.verification
     if result is None:
-        return [artefact.file, size, "not run here", "", "", "", ""]
+        return [artefact.file, size, "not run here", "", "", "", "", ""]
     accuracy = ""
     if result.accuracy is not None and result.reference_accuracy is not None:
         accuracy = f"{result.accuracy:.2%} (reference {result.reference_accuracy:.2%})"
@@ -153,4 +156,5 @@ def artefact_row(artefact: Artefact) -> list[str]:
         "" if result.top1_agreement is None else f"{result.top1_agreement:.1%}",
         accuracy,
         str(result.images),
+        result.backend,
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from calib import AUTO, EFFORTS, METHODS, CalibrationSettings
 from runtime.backends import BACKENDS, unavailable
-from runtime.manifest import CHANNEL_ORDERS, FrameSpec, Preprocessing
+from runtime.manifest import CHANNEL_ORDERS, Artefact, FrameSpec, Preprocessing
 
 from .engine_options import EngineBuild
 from .errors import ExportError
@@ -37,6 +37,11 @@ class Tolerances:
         fp32: largest relative error ‖ours − reference‖ / ‖reference‖ of the float32 graph.
         fp16: the same of the float16 graph.
         int8: the same of a quantized graph.
+        fp32_engine: the same of an engine of the float32 graph. It is built without TF32, so that it differs by the
+            order of its sums and by transforms of its convolutions: float32's own rounding, which is 3e-7 to 2e-5 at
+            the output of eight architectures, leaves room for those. TF32 there costs 5e-4 and more.
+        engine_agreement: by how much the share of pixels or detections that an engine has in common with the float32
+            graph may be less than its own graph's.
         int8_agreement: smallest share of images (in segmentation of pixels) on which a quantized graph of trained
             weights keeps the first class.
         int8_accuracy_drop: largest loss of accuracy of a quantized graph on labelled images; 0.1 is 10 points.
@@ -45,8 +50,16 @@ class Tolerances:
     fp32: float = 1e-4
     fp16: float = 3e-2
     int8: float = 0.5
+    fp32_engine: float = 1e-3
+    engine_agreement: float = 0.1
     int8_agreement: float = 0.6
     int8_accuracy_drop: float = 0.1
+
+    def relative_error(self, artefact: Artefact) -> float:
+        """The largest relative error of an artefact, which of an engine is that of its graph but for float32."""
+        if artefact.precision == "fp32" and artefact.kind == "engine":
+            return self.fp32_engine
+        return {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8}[artefact.precision]
 
 
 @dataclass(frozen=True)

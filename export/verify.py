@@ -1,4 +1,4 @@
-"""Checking every artefact against the model it was made from, on real images, through the runtime that will run it."""
+"""How far an artefact's answers are from those of the model it was made from, on real images, and when it is broken."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from calib import ImageStream
 from calib.errors import CalibrationError
+from runtime.backends.tensorrt_library import TITLES
 from runtime.errors import ImageError
 from runtime.feeds import FrameFeeder
 from runtime.images import open_image
@@ -30,6 +31,9 @@ Network = Callable[[FloatArray], Outputs]
 FedNetwork = Callable[[Any], Outputs]
 """The same, fed with a batch or, where it takes frames, with those and what belongs to them by name."""
 
+FedReference = Callable[[Any, FloatArray], Outputs]
+"""What to compare with, given what a network is fed and the batch that this is to the network behind its resizing."""
+
 _BATCH = 8
 _BATCH_PIXELS = _BATCH * 256 * 256
 _REMEMBERED_BYTES = 2**28
@@ -37,8 +41,8 @@ _TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass
-class _Sums:
-    """What is added up of one output, in float64."""
+class Sums:
+    """What is known of one output: squared differences and squares of the reference, added up, and the least cosine."""
 
     difference: float = 0.0
     reference: float = 0.0
@@ -54,7 +58,7 @@ class Comparison:
 
     def __init__(self, class_axis: int | None = 1) -> None:
         self._class_axis = class_axis
-        self._sums: dict[str, _Sums] = {}
+        self._sums: dict[str, Sums] = {}
         self._images = 0
         self._equal = self._compared = 0
         self._tops: list[tuple[int, int]] = []
@@ -67,12 +71,12 @@ class Comparison:
             reference: the same of the network to compare with
         """
         for name, expected in reference.items():
-            sums = self._sums.setdefault(name, _Sums())
+            sums = self._sums.setdefault(name, Sums())
             for x, y in zip(ours[name], expected, strict=True):
                 self._add_image(sums, x.astype(np.float64), y.astype(np.float64))
         self._images += len(next(iter(reference.values())))
 
-    def _add_image(self, sums: _Sums, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+    def _add_image(self, sums: Sums, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are for check() to find
             sums.difference += float(np.square(x - y).sum())
             sums.reference += float(np.square(y).sum())
@@ -127,22 +131,30 @@ class Remembered:
         network: the network
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: FedNetwork) -> None:
         self._network = network
         self._answers: dict[bytes, Outputs] = {}
         self._bytes = 0
 
-    def __call__(self, batch: FloatArray) -> Outputs:
-        """The network's outputs for a batch."""
-        key = hashlib.sha256(batch.tobytes()).digest()
+    def __call__(self, fed: Any) -> Outputs:
+        """The network's outputs for a batch, or for arrays by name."""
+        digest = hashlib.sha256()
+        for array in _arrays(fed):
+            digest.update(repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        key = digest.digest()
         if key in self._answers:
             return self._answers[key]
-        outputs = self._network(batch)
+        outputs = self._network(fed)
         size = sum(array.nbytes for array in outputs.values())
         if self._bytes + size <= _REMEMBERED_BYTES:
             self._answers[key] = outputs
             self._bytes += size
         return outputs
+
+
+def _arrays(fed: Any) -> list[NDArray[Any]]:
+    return [fed[name] for name in sorted(fed)] if isinstance(fed, Mapping) else [fed]
 
 
 class FrameStream:
@@ -191,43 +203,79 @@ class FrameStream:
         return image
 
 
+class VerificationImages:
+    """The images that artefacts are compared on, one artefact after the other: where they fit into memory each file is
+    read once.
+
+    Args:
+        paths: files; those that cannot be read are left out
+        preprocessing: how they become the networks' input
+        frames: the same images as frames, for networks that take those
+
+    Attributes:
+        paths: the files.
+    """
+
+    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing, frames: FrameStream | None = None) -> None:
+        height, width = preprocessing.size
+        batch_size = min(_BATCH, max(1, _BATCH_PIXELS // (height * width)))  # feature maps grow with the pixels
+        self.paths = tuple(paths)
+        self._images, self._frames = ImageStream(paths, preprocessing, batch_size), frames
+        self._kept: list[tuple[Any, FloatArray]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Any, FloatArray]]:
+        """Give the images.
+
+        Yields:
+            what a network is fed with, and the batch (N, 3, H, W) that it makes of it: the same where it takes images
+
+        Raises:
+            CalibrationError: if none of the files is readable
+        """
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[tuple[Any, FloatArray]] = []
+        size = 0
+        for fed, batch in self._frames or ((batch, batch) for batch in self._images):
+            size += batch.nbytes + (0 if fed is batch else sum(array.nbytes for array in _arrays(fed)))
+            if size <= _REMEMBERED_BYTES:
+                kept.append((fed, batch))
+            else:
+                kept.clear()
+            yield fed, batch
+        if size <= _REMEMBERED_BYTES:
+            self._kept = kept
+
+    @property
+    def read(self) -> list[int]:
+        """Positions in `paths` of the images that could be read when they were last gone through."""
+        skipped = {path for path, _ in (self._frames or self._images).skipped}
+        return [i for i, path in enumerate(self.paths) if path not in skipped]
+
+
 def compare_networks(
     network: FedNetwork,
-    reference: Network,
-    images: Sequence[Path],
-    preprocessing: Preprocessing,
-    class_axis: int | None = 1,
+    reference: FedReference,
+    images: VerificationImages,
+    comparison: Comparison,
     progress: Callable[[int, int], None] | None = None,
-    frames: FrameStream | None = None,
-    comparison: Comparison | None = None,
-) -> tuple[Comparison, list[int]]:
-    """Run two networks over the same images and compare them, each image read once.
+) -> None:
+    """Run two networks over the same images and compare them.
 
     Args:
         network: ours
-        reference: the network to compare it with
-        images: files; those that cannot be read are left out
-        preprocessing: how they become the networks' input
-        class_axis: dimension of the outputs in which the classes lie, or None
+        reference: what to compare it with
+        images: to run them on
+        comparison: what their answers are added to
         progress: called with the number of images done and the number in all
-        frames: the same images as frames, where ours takes those
-        comparison: what to add them to; None for a new one
-
-    Returns:
-        the comparison, and the positions in `images` of those that were read
     """
-    height, width = preprocessing.size
-    batch_size = min(_BATCH, max(1, _BATCH_PIXELS // (height * width)))  # feature maps grow with the pixels
-    stream = ImageStream(images, preprocessing, batch_size)
-    comparison = comparison or Comparison(class_axis)
     done = 0
-    for fed, batch in frames or ((batch, batch) for batch in stream):
-        comparison.add(network(fed), reference(batch))
+    for fed, batch in images:
+        comparison.add(network(fed), reference(fed, batch))
         done += len(batch)
         if progress is not None:
-            progress(done, len(images))
-    skipped = {path for path, _ in (frames or stream).skipped}
-    return comparison, [i for i, path in enumerate(images) if path not in skipped]
+            progress(done, len(images.paths))
 
 
 def check(
@@ -237,6 +285,7 @@ def check(
     trained: bool,
     errors: Mapping[str, float] | None = None,
     agreement: str = "top-1 agreement",
+    bound: float | None = None,
 ) -> None:
     """Refuse an artefact that is broken.
 
@@ -247,11 +296,12 @@ def check(
         trained: whether the weights are trained; with random ones the first class of an image means nothing
         errors: relative error of each output, where there are several, to name the worst
         agreement: what the share of equal first classes is called
+        bound: largest relative error, in place of that of the artefact's precision
 
     Raises:
         VerificationError: with the figure and its bound
     """
-    bound = {"fp32": tolerances.fp32, "fp16": tolerances.fp16, "int8": tolerances.int8}[artefact.precision]
+    bound = tolerances.relative_error(artefact) if bound is None else bound
     problems = []
     if not result.relative_error <= bound:  # NaN is a failure too
         worst = [name for name, error in (errors or {}).items() if not error <= bound]
@@ -271,12 +321,22 @@ def check(
                     f"(at most {100 * tolerances.int8_accuracy_drop:g} points lost)"
                 )
     if problems:
-        remedies = {
-            "fp32": "the traced graph does not compute what the model does: report this with the model",
-            "fp16": "the network needs more range than float16 has: export without --fp16",
-            "int8": "calibrate on images like those it will see (--calib), or with another --calib-method",
-        }
         raise VerificationError(
             f"{artefact.file} does not answer as {result.reference} does: {'; '.join(problems)}. "
-            f"Nothing was written; {remedies[artefact.precision]}"
+            f"Nothing was written; {remedy(artefact)}"
         )
+
+
+def remedy(artefact: Artefact) -> str:
+    """What to do about an artefact that is broken."""
+    if artefact.engine is not None:
+        info = artefact.engine
+        return (
+            f"{TITLES.get(info.library, info.library)} {info.version} makes something else of the {artefact.variant} "
+            "graph than it says: build the engine with another --engine-level, or with another version of the library"
+        )
+    return {
+        "fp32": "the traced graph does not compute what the model does: report this with the model",
+        "fp16": "the network needs more range than float16 has: export without --fp16",
+        "int8": "calibrate on images like those it will see (--calib), or with another --calib-method",
+    }[artefact.precision]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -147,3 +147,33 @@ def _batched(frames: Sequence[NDArray[np.uint8]], matrices: Sequence[ResizeMatri
         h, w = frame.shape[:2]
         batch[i, :h, :w], rows[i, :, :h], columns[i, :w] = frame, matrix.rows, matrix.columns
     return {FRAME_INPUT: batch, ROWS_INPUT: rows, COLUMNS_INPUT: columns}
+
+
+def run_in_parts(run: Callable[[Feeds], Feeds], feeds: Mapping[str, Array], largest: int | None, fixed: bool) -> Feeds:
+    """Run a network on more entries than it takes at once, in parts of one size; zeros fill up the last.
+
+    Args:
+        run: the network
+        feeds: its inputs by name, N first, N 1 at least
+        largest: how many entries it takes at once; None for any number
+        fixed: whether it takes no fewer either
+
+    Returns:
+        the outputs by name, of N entries
+    """
+    count = len(next(iter(feeds.values())))
+    step = count if largest is None else largest if fixed else min(count, largest)
+    parts = []
+    for start in range(0, count, step):
+        filled = min(step, count - start)
+        outputs = run({name: _filled_up(array[start : start + step], step) for name, array in feeds.items()})
+        parts.append({name: array[:filled] for name, array in outputs.items()})
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([outputs[name] for outputs in parts]) for name in parts[0]}
+
+
+def _filled_up(array: Array, count: int) -> Array:
+    """An array of that many entries, zeros behind those that are there."""
+    missing = count - len(array)
+    return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]) if missing else array

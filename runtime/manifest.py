@@ -154,7 +154,8 @@ class Verification:
     """How one artefact answered, beside the PyTorch model, on the same real images.
 
     Attributes:
-        reference: what it was compared with: `"pytorch"`, or `"onnx-fp32"` when made from a bundle without torch.
+        reference: what it was compared with: `"pytorch"`, or the float32 graph, `"onnx-fp32"`: when made from a bundle,
+            and for engines that give nothing of the network itself.
         images: number of images.
         relative_error: ‖ours − reference‖ / ‖reference‖ over all images, of the output where it is largest.
         cosine: smallest cosine similarity of one output of one image.

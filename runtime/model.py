@@ -24,7 +24,7 @@ from .backends import (
 )
 from .backends.base import Array, Session, closed_error
 from .errors import BackendError, BundleError, ImageError
-from .feeds import make_feeder
+from .feeds import make_feeder, run_in_parts
 from .images import ImageSource
 from .manifest import METADATA_KEY, VARIANT_KEY, Artefact, Manifest, artefact_path, read_manifest
 from .network_check import check_network
@@ -213,19 +213,10 @@ class Model:
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         if self._closed:
             raise closed_error(self.backend)
-        count = len(next(iter(feeds.values())))
-        step = self._fixed_batch or min(count, self._largest_batch or count)
-        parts = []
-        for start in range(0, count, step):
-            part = {name: array[start : start + step] for name, array in feeds.items()}
-            filled = min(step, count - start)
-            outputs = self.session.run({name: _filled_up(array, step) for name, array in part.items()})
-            parts.append({name: array[:filled] for name, array in outputs.items()})
-        for outputs in parts:
-            self._check_finite(outputs)
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([outputs[name] for outputs in parts]) for name in parts[0]}
+        fixed = self._fixed_batch is not None
+        outputs = run_in_parts(self.session.run, feeds, self._fixed_batch or self._largest_batch, fixed)
+        self._check_finite(outputs)
+        return outputs
 
     def _check_finite(self, outputs: Mapping[str, Array]) -> None:
         for array in outputs.values():
@@ -437,12 +428,6 @@ def _several(image: Any) -> Sequence[ImageSource] | None:
             raise ImageError(f"the batch of images is {image.dtype}: expected uint8 from 0 to 255")
         return list(image)
     return image if isinstance(image, (list, tuple)) else None
-
-
-def _filled_up(array: Array, count: int) -> Array:
-    """An array of that many entries, zeros behind those that are there."""
-    missing = count - len(array)
-    return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]) if missing else array
 
 
 def _chunk(manifest: Manifest) -> int:

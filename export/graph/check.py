@@ -18,7 +18,7 @@ from ..verify import Comparison, Outputs
 Expect = Callable[[Mapping[str, NDArray[np.float32]]], Mapping[str, NDArray[Any]]]
 """Makes of a network's own outputs what its post-processing should."""
 
-_SAME_BOX, _ALIKE = 0.99, 0.5
+_SAME_BOX, ALIKE = 0.99, 0.5
 """IoU from which on two boxes are the same, and from which on they are of the same object."""
 _LEAST_SHARE = 0.99
 """Of what must be equal. Not all of it: where a score is within rounding of a threshold, either answer is right."""
@@ -56,7 +56,7 @@ class PostComparison(Comparison):
         self._right += right
         self._checked += checked
         if self._post.kind == "detections":
-            matched, total = matched_detections(ours, self._expect(reference), _ALIKE)
+            matched, total = matched_detections(ours, self._expect(reference), ALIKE)
             self._found += matched
             self._wanted += total
 
@@ -71,7 +71,7 @@ class PostComparison(Comparison):
         """
         if self._right < _LEAST_SHARE * self._checked:
             raise VerificationError(
-                f"{file}: {self._right} of {self._checked} {_ANSWERS[self._post.kind]} are what they should be, given "
+                f"{file}: {self._right} of {self._checked} {ANSWERS[self._post.kind]} are what they should be, given "
                 "the network's own outputs. Nothing was written; report this with the model, or export it with --raw"
             )
 
@@ -86,7 +86,7 @@ class PostComparison(Comparison):
         return replace(result, top1_agreement=self._found / self._wanted) if self._wanted else result
 
 
-_ANSWERS = {
+ANSWERS = {
     "detections": "detections",
     "class_map": "pixels",
     "probabilities": "probabilities",

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from calib import CalibrationSettings, TensorRange
 from holocron.nn.quantization import ActivationQuantizer, convert, learned_ranges, load_ranges
 
+from ..errors import QuantizationError
 from ..onnx_graph import GraphIndex, add_inferred_shapes
 from ..trace import trace
 from .channel_classes import channel_classes
@@ -66,6 +67,7 @@ def start_from_calibration(
 
     names = rounded_tensors(GraphIndex(graph), scheme)
     network = Network(graph)
+    _check_differentiable(network)
     observed = tensors_to_observe(graph)
     batches = (batch.numpy() for batch in images.split(_BATCH))
     seen = sample_activations(graph, batches, len(images), observed, seed)
@@ -96,6 +98,16 @@ def start_from_calibration(
         layers.setdefault(layer.weight, (layer.axis, rounded[layer.node.output[0]]))
     _give_parameters(model, layers)
     load_ranges(model, told | {"activations": _activations(graph, names, params), "weights": _scales(layers, told)})
+
+
+def _check_differentiable(network: Network) -> None:
+    """Refuse a network in which gradients end: all that is chosen here is chosen by what it does to the output."""
+    ends = sorted({step.node.op_type for step in network.steps if not step.differentiable})
+    if ends:
+        raise QuantizationError(
+            f"gradients do not pass {', '.join(ends)} of the exported network: train it as prepare_qat made it, "
+            "without this start"
+        )
 
 
 def _some(images: Tensor, count: int) -> Iterator[Tensor]:

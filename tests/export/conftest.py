@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from torch import nn
+from tiny_networks import TinyNet
 
 from calib import TensorRange, find_images, sample_folder
 from export import ExportResult, export_model
@@ -23,22 +23,6 @@ from runtime.manifest import Preprocessing, read_manifest
 SIZE = (24, 20)
 LABELS = ("cat", "dog", "eel", "fox", "gnu")
 PREPROCESSING = Preprocessing(SIZE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-class TinyNet(nn.Module):
-    """Every kind of layer that INT8 treats differently: plain, depthwise and pointwise convolutions, a residual add."""
-
-    def __init__(self, classes=5):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
-        self.pointwise = nn.Conv2d(16, 16, 1)
-        self.head = nn.Linear(16, classes)
-
-    def forward(self, x):
-        x = torch.relu(self.stem(x))
-        x = torch.relu(x + self.pointwise(torch.relu(self.depthwise(x))))
-        return self.head(x.mean((2, 3), keepdim=True).flatten(1))
 
 
 def make_tiny_net(seed=0, classes=5):

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tiny_networks import TinyBoxes, TinySegmenter
 from torch import nn
 from torchvision.ops import batched_nms
 
@@ -39,41 +40,6 @@ from runtime.results import cells_of_pixels
 SIZE = (24, 32)
 PAD = Preprocessing(SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), resize="pad")
 RTX = EngineInfo("tensorrt_rtx", "1.7.1", "8.6", 2)
-
-
-class TinyBoxes(nn.Module):
-    """A detector of two boxes a cell of a 6 × 8 grid, of three classes."""
-
-    num_classes = 3
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
-        self.head = nn.Conv2d(16, 2 * 8, 3, 2, 1)
-
-    def raw_outputs(self, x):
-        return self.head(torch.relu(self.stem(x)))
-
-    def decode(self, raw):
-        numbers = raw.unflatten(1, (2, 8)).permute(0, 3, 4, 1, 2)
-        height, width = numbers.shape[1:3]
-        x = (numbers[..., 0].sigmoid() + torch.arange(width)[:, None]) / width
-        y = (numbers[..., 1].sigmoid() + torch.arange(height)[:, None, None]) / height
-        center, half = torch.stack([x, y], -1), numbers[..., 2:4].exp() * 0.15
-        scores = numbers[..., 4:5].sigmoid() * (4 * numbers[..., 5:]).softmax(-1)
-        return torch.cat([center - half, center + half], -1).clamp(0, 1).flatten(1, 3), scores.flatten(1, 3)
-
-
-class TinySegmenter(nn.Module):
-    """Scores of three classes at half the size."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
-        self.head = nn.Conv2d(16, 3, 1)
-
-    def forward(self, x):
-        return self.head(torch.relu(self.stem(x)))
 
 
 def seeded(kind, *args):

@@ -17,6 +17,7 @@ from export.engine_layers import EngineLayers
 from export.engine_options import EngineBuild
 from export.errors import EngineError, ExportError
 from export.pipeline import run_export
+from runtime.backends import cuda as driver
 from runtime.backends.cuda import device_count
 from runtime.backends.engine_cache import PairedFile
 from runtime.manifest import EngineInfo, FrameSpec, read_manifest
@@ -235,6 +236,7 @@ def install(monkeypatch):
     def install(trt, gpus=1):
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
         monkeypatch.setattr(engine, "device_count", lambda: gpus)
+        monkeypatch.setattr(driver, "device_count", lambda: 0)  # what it builds is for no GPU to run
         return trt
 
     return install

@@ -18,6 +18,7 @@ from export.tasks import task_export
 from export.trace import trace
 from holocron import models
 from holocron.models.classification.convnext import LayerScale
+from holocron.models.classification.residual import ResidualBlock
 from runtime.backends import open_session
 from runtime.manifest import EngineInfo, Preprocessing
 from runtime.preprocess import Preprocessor
@@ -57,6 +58,10 @@ TABLE = [
 def prepare(module, run, seed=0):
     """Normalization that is nothing like that of a new model, yet keeps activations within float16; layer scales too.
 
+    What a residual branch adds is small beside what it adds it to, as training makes it. Dozens of branches as large as
+    that multiply rounding errors: with them sknet152's weights moved by half a unit of float16, all else in float32,
+    move its output by 7 %, as much as PyTorch's own float16 does.
+
     Args:
         module: the model, which is changed in place
         run: feeds it photographs
@@ -72,6 +77,9 @@ def prepare(module, run, seed=0):
         for part in module.modules():
             if isinstance(part, LayerScale):
                 nn.init.uniform_(part.weight, 0.05, 0.5)
+            elif isinstance(part, ResidualBlock):
+                last = [m for m in part.conv.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)][-1]
+                nn.init.uniform_(last.weight, 0.1, 0.4)
         module.train()
         run(module)
         for norm in norms:

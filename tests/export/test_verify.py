@@ -11,8 +11,8 @@ from calib import find_images
 from calib.errors import CalibrationError
 from export import Tolerances, export_model
 from export.errors import ExportError, VerificationError
-from export.verify import Comparison, Remembered, check, compare_networks
-from runtime.manifest import Artefact
+from export.verify import Comparison, FrameStream, Remembered, VerificationImages, check, compare_networks
+from runtime.manifest import Artefact, FrameSpec, Manifest, frame_inputs
 from runtime.preprocess import Preprocessor
 
 REFERENCE = np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 5.0]], np.float32)
@@ -116,19 +116,49 @@ def test_images_are_read_once_and_those_that_cannot_be_are_left_out(some_broken,
     paths = find_images(folder)
     seen, done = [], []
 
-    def mean(batch):
+    def mean(_, batch):
         return {"mean": batch.mean((2, 3))}
 
     def keeping(batch):
         seen.append(batch)
         return {"mean": -batch.mean((2, 3))}
 
-    compared, read = compare_networks(keeping, mean, paths, preprocessing, progress=lambda i, n: done.append((i, n)))
-    assert read == [i for i in range(12) if i not in broken]
+    images, compared = VerificationImages(paths, preprocessing), Comparison()
+    compare_networks(keeping, mean, images, compared, lambda i, n: done.append((i, n)))
+    assert images.read == [i for i in range(12) if i not in broken]
     assert done == [(8, 12), (9, 12)]
     assert compared.result("x").relative_error == pytest.approx(2)
     assert compared.result("x").images == 9
-    np.testing.assert_array_equal(np.concatenate(seen), Preprocessor(preprocessing).batch([paths[i] for i in read]))
+    np.testing.assert_array_equal(
+        np.concatenate(seen), Preprocessor(preprocessing).batch([paths[i] for i in images.read])
+    )
+
+
+def test_what_fits_into_memory_is_read_once(some_broken, preprocessing, monkeypatch):
+    folder, _ = some_broken
+    frame = FrameSpec("rgb", (60, 80), False)
+    manifest = Manifest(
+        "tiny", "classification", ("a",), frame_inputs(frame, preprocessing), (), preprocessing, frame=frame
+    )
+    paths = find_images(folder)
+    kept = {
+        "images": VerificationImages(paths, preprocessing),
+        "frames": VerificationImages(paths, preprocessing, FrameStream(paths, manifest)),
+    }
+    first = {name: list(images) for name, images in kept.items()}
+    assert [len(batch) for _, batch in first["images"]] == [8, 1]
+    assert all(fed is batch for fed, batch in first["images"])
+    assert [len(batch) for _, batch in first["frames"]] == [1] * 9
+    monkeypatch.setattr("export.verify._REMEMBERED_BYTES", 9 * 3 * 24 * 20 * 4 - 1)  # all but the last value
+    too_many = VerificationImages(paths, preprocessing)
+    assert len(list(too_many)) == 2
+    shutil.rmtree(folder)
+    for name, images in kept.items():
+        again = list(images)
+        assert images.read == [0, 1, *range(4, 11)]
+        assert all(a is b and fed is other for (fed, a), (other, b) in zip(again, first[name], strict=True))
+    with pytest.raises(CalibrationError, match="none of the 12 images is readable"):  # read again, not kept by halves
+        list(too_many)
 
 
 def test_a_reference_is_run_once_while_there_is_room(monkeypatch):

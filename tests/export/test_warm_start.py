@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from export.errors import QuantizationError
 from export.quantize.learned import insert_learned, read_ranges
 from export.quantize.warm_start import start_from_calibration
 from export.trace import trace
@@ -126,6 +127,22 @@ def test_progress_counts_the_layers():
     _, model = prepared("cpu", True, images)
     start_from_calibration(model, images, effort="fast", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 9) for i in range(10)]
+
+
+def test_a_network_in_which_gradients_end():
+    """Its own gradients pass in torch, but one operator of its graph is left to ONNX Runtime."""
+
+    class Cumulative(Net):
+        def forward(self, x):
+            return super().forward(x).cumsum(1)
+
+    images = photographs(4)
+    torch.manual_seed(3)
+    model = prepare_qat(Cumulative().eval(), images, "trt", equalize=False, normalization=(MEAN, STD))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(QuantizationError, match="gradients do not pass CumSum of the exported network: train it as"):
+        start_from_calibration(model, images, effort="fast")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_what_cannot_be_started_is_refused():

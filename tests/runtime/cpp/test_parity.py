@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from tiny_networks import TinyBoxes, TinyNet, TinySegmenter
 
 import runtime
 from calib import find_images, sample_folder
@@ -19,57 +19,6 @@ SQUISH = Preprocessing(SIZE, MEAN, STD)
 PAD = Preprocessing(SIZE, MEAN, STD, resize="pad", pad_mode="reflect", interpolation="bicubic")
 MAX_FRAME = (600, 800)
 RELATIVE = 1e-5
-
-
-class Classifier(nn.Module):
-    """Every kind of layer that INT8 treats differently."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
-        self.pointwise = nn.Conv2d(16, 16, 1)
-        self.head = nn.Linear(16, 5)
-
-    def forward(self, x):
-        x = torch.relu(self.stem(x))
-        x = torch.relu(x + self.pointwise(torch.relu(self.depthwise(x))))
-        return self.head(x.mean((2, 3), keepdim=True).flatten(1))
-
-
-class Boxes(nn.Module):
-    """A detector of two boxes a cell of a 6 × 8 grid, of three classes."""
-
-    num_classes = 3
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
-        self.head = nn.Conv2d(16, 2 * 8, 3, 2, 1)
-
-    def raw_outputs(self, x):
-        return self.head(torch.relu(self.stem(x)))
-
-    def decode(self, raw):
-        numbers = raw.unflatten(1, (2, 8)).permute(0, 3, 4, 1, 2)
-        height, width = numbers.shape[1:3]
-        x = (numbers[..., 0].sigmoid() + torch.arange(width)[:, None]) / width
-        y = (numbers[..., 1].sigmoid() + torch.arange(height)[:, None, None]) / height
-        center, half = torch.stack([x, y], -1), numbers[..., 2:4].exp() * 0.15
-        scores = numbers[..., 4:5].sigmoid() * (4 * numbers[..., 5:]).softmax(-1)
-        return torch.cat([center - half, center + half], -1).clamp(0, 1).flatten(1, 3), scores.flatten(1, 3)
-
-
-class Segmenter(nn.Module):
-    """Scores of three classes at half the size."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
-        self.head = nn.Conv2d(16, 3, 1)
-
-    def forward(self, x):
-        return self.head(torch.relu(self.stem(x)))
 
 
 CLASSIFIERS = {
@@ -88,7 +37,7 @@ SEGMENTERS = {
     "class_map": {"preprocessing": SQUISH, "class_map": True},
     "frames": {"preprocessing": SQUISH, "input": "frame", "max_frame": MAX_FRAME, "class_map": True},
 }
-NETWORKS = {"classification": Classifier, "detection": Boxes, "segmentation": Segmenter}
+NETWORKS = {"classification": TinyNet, "detection": TinyBoxes, "segmentation": TinySegmenter}
 BUNDLES = [
     *(("classification", name, precision) for name in CLASSIFIERS for precision in ("fp32", "fp16", "int8.cpu")),
     *(("detection", name, precision) for name in DETECTORS for precision in ("fp32", "int8.cpu")),

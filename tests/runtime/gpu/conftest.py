@@ -1,28 +1,12 @@
 """The device side without a device: the backend on a small CUDA and TensorRT that enforce the real ones' rules."""
 
-import gc
-import importlib.util
-import sys
-from pathlib import Path
-
+import fake_cuda
+import fake_tensorrt
 import numpy as np
 import pytest
+from gpu_stand_ins import stand_ins
 
-from runtime.backends import cuda as driver
 from runtime.backends.tensorrt import TensorRTSession
-
-
-def _sibling(name):
-    """A module of this folder, which tests do not find by themselves in pytest's importlib mode."""
-    full = f"holocron_tests_{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
-        sys.modules[full] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[full])
-    return sys.modules[full]
-
-
-fake_cuda, fake_tensorrt = _sibling("fake_cuda"), _sibling("fake_tensorrt")
 
 
 @pytest.fixture
@@ -39,27 +23,8 @@ def make_plan():
 @pytest.fixture
 def install(monkeypatch):
     """Puts a small CUDA and TensorRT where the backend finds the real ones; at the end no rule may have been broken."""
-    installed = []
-
-    def install(schedule="lazy", library="tensorrt", version="10.3.0", capability="8.7", **cuda_options):
-        cuda = fake_cuda.FakeCuda(schedule, **cuda_options)
-        trt = fake_tensorrt.make_tensorrt(cuda, library, version, capability)
-        monkeypatch.setitem(sys.modules, "cuda", type(sys)("cuda"))
-        monkeypatch.setitem(sys.modules, "cuda.bindings", type(sys)("cuda.bindings"))
-        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
-        monkeypatch.setitem(sys.modules, library, trt)
-        monkeypatch.setattr(driver, "device_count", lambda: cuda.devices)
-        monkeypatch.setattr(driver, "device_capability", lambda index=0: capability)
-        installed.append((cuda, trt))
-        return cuda, trt
-
-    yield install
-    if any(cuda.alive() or trt.controls.alive() for cuda, trt in installed):
-        gc.collect()
-    for cuda, trt in installed:
-        assert cuda.violations == []
-        assert cuda.alive() == []
-        assert trt.controls.alive() == []
+    with stand_ins(monkeypatch) as install:
+        yield install
 
 
 @pytest.fixture(params=["lazy", "eager"])
