@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-all lint format bench zoo clean
+.PHONY: help demo test test-all cpp-sanitize lint format bench zoo clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -24,6 +24,9 @@ test: $(STAMP) ## The default tests; says at the end what was left out, and why
 
 test-all: $(STAMP) ## The slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -rs -m ''
+
+cpp-sanitize: $(STAMP) ## The C++ runtime under sanitizers and valgrind
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m '' tests/runtime/cpp/test_sanitizers.py
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -34,11 +33,9 @@ def built(*targets: str, backends: bool = True) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="holocron-cpp-") as temporary:
         folder = Path(temporary)
         options = ["-DCMAKE_BUILD_TYPE=Release", "-DHOLOCRON_BUILD_TESTS=ON", "-DHOLOCRON_BUILD_EXAMPLES=ON"]
-        openvino = importlib.util.find_spec("openvino")  # its wheel has the headers and a CMake package
+        options += [f"-DPython3_EXECUTABLE={sys.executable}"]  # where OpenVINO's wheel is
         if not backends:
             options += [f"-DHOLOCRON_WITH_{name}=OFF" for name in ("OPENVINO", "TENSORRT", "ONNXRUNTIME")]
-        elif openvino is not None and openvino.origin is not None:
-            options += [f"-DOpenVINO_DIR={Path(openvino.origin).parent / 'cmake'}"]
         _run("cmake", "-S", str(SOURCE), "-B", str(folder), *options)
         _run("cmake", "--build", str(folder), "--target", *targets)
         yield folder

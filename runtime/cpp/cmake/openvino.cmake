@@ -1,8 +1,16 @@
-# OpenVINO, from an installation or from its Python wheel: -DOpenVINO_DIR=<site-packages>/openvino/cmake.
+# OpenVINO: what -DOpenVINO_DIR=<folder of OpenVINOConfig.cmake> or its environment's variables name, what is installed,
+# or its Python wheel, which has the headers.
 set(HOLOCRON_HAS_OPENVINO OFF)
 if(NOT HOLOCRON_WITH_OPENVINO STREQUAL "OFF")
     # Its package takes no version but its own for compatible.
     find_package(OpenVINO CONFIG QUIET COMPONENTS Runtime)
+    if(NOT OpenVINO_FOUND)
+        include(${CMAKE_CURRENT_LIST_DIR}/python_package.cmake)
+        holocron_python_package(openvino wheel)
+        if(wheel)
+            find_package(OpenVINO CONFIG QUIET COMPONENTS Runtime PATHS ${wheel}/cmake NO_DEFAULT_PATH)
+        endif()
+    endif()
     if(OpenVINO_FOUND)
         set(HOLOCRON_HAS_OPENVINO ON)
         target_sources(holocron_objects PRIVATE src/backends/openvino.cpp)
@@ -10,7 +18,8 @@ if(NOT HOLOCRON_WITH_OPENVINO STREQUAL "OFF")
         target_link_libraries(holocron_objects PRIVATE openvino::runtime)
         list(APPEND HOLOCRON_PRIVATE_LIBRARIES openvino::runtime)
     elseif(HOLOCRON_WITH_OPENVINO STREQUAL "ON")
-        message(FATAL_ERROR "OpenVINO was asked for and not found: set OpenVINO_DIR to the folder of OpenVINOConfig.cmake")
+        message(FATAL_ERROR "OpenVINO was asked for and not found: set OpenVINO_DIR to the folder of "
+            "OpenVINOConfig.cmake, or Python3_EXECUTABLE to a Python that has its wheel")
     endif()
 endif()
 message(STATUS "Holocron: OpenVINO ${HOLOCRON_HAS_OPENVINO}")

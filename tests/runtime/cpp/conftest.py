@@ -1,14 +1,15 @@
-"""The C++ runtime, built once for all tests of a session."""
+"""The C++ runtime, built once for all tests of a session, and bundles that are exported once."""
 
-import fcntl
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import parity_bundles
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[3] / "runtime" / "cpp"
@@ -16,6 +17,9 @@ BUILD_VARIABLE = "HOLOCRON_CPP_BUILD"
 """Environment variable with a folder to build in and to keep: what did not change is not built again."""
 REQUIRED_VARIABLE = "HOLOCRON_CPP_REQUIRED"
 """Environment variable under which a compiler or library that is not here is a failure: in continuous integration."""
+ONNXRUNTIME_VARIABLE = "HOLOCRON_ORT_ROOT"
+"""Environment variable with a folder that has include/ and lib/ of ONNX Runtime, whose Python wheel has no headers."""
+BACKENDS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class CppBuild:
     """A folder in which everything was built, examples and tests included."""
 
     folder: Path
-    has_openvino: bool
+    backends: frozenset
+    """Names of those that are compiled in."""
 
     @property
     def pixels_shim(self):
@@ -33,12 +38,16 @@ class CppBuild:
     @property
     def tests(self):
         """The C++ tests."""
-        return self.folder / "tests" / "holocron_tests"
+        return self.program("holocron_tests")
 
     @property
     def library(self):
         """The shared library."""
         return self._only("libholocron_runtime.so")
+
+    def program(self, name):
+        """A program of the tests."""
+        return self.folder / "tests" / name
 
     def example(self, name):
         """An example application; None where what it needs is not here."""
@@ -51,39 +60,57 @@ class CppBuild:
 
 
 @pytest.fixture(scope="session")
-def cpp_build(tmp_path_factory, worker_id_or_master):
-    for tool in ("cmake", "c++"):
-        if shutil.which(tool) is None:
-            _leave_out(f"the C++ runtime is not built: there is no {tool} here")
+def shared_folder(tmp_path_factory, request):
+    """A folder of the session that its workers share."""
     root = tmp_path_factory.getbasetemp()
-    root = root if worker_id_or_master == "master" else root.parent  # which the workers share
-    folder = Path(os.environ.get(BUILD_VARIABLE) or root / "cpp_build")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return CppBuild(folder, _build(folder))
+    return root.parent if hasattr(request.config, "workerinput") else root
+
+
+@pytest.fixture(scope="session")
+def build_cpp(shared_folder):
+    """Build everything in a folder, with options of CMake."""
+
+    def build(folder, *options):
+        for tool in ("cmake", "c++"):
+            if shutil.which(tool) is None:
+                _leave_out(f"the C++ runtime is not built: there is no {tool} here")
+        folder.mkdir(parents=True, exist_ok=True)
+        with parity_bundles.locked(folder / "lock"):
+            return CppBuild(folder, _build(folder, options))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def cpp_build(build_cpp, shared_folder):
+    folder = Path(os.environ.get(BUILD_VARIABLE) or shared_folder / "cpp_build")
+    return build_cpp(folder, "-DCMAKE_BUILD_TYPE=Release", "-DHOLOCRON_WERROR=ON")
 
 
 @pytest.fixture(scope="session")
 def openvino_build(cpp_build):
     """The same where networks can be run."""
-    if not cpp_build.has_openvino:
+    if "openvino" not in cpp_build.backends:
         _leave_out("the C++ runtime was built without OpenVINO: its Python wheel, which has the headers, is not here")
     return cpp_build
 
 
-@pytest.fixture(scope="session")
-def worker_id_or_master(request):
-    return getattr(request.config, "workerinput", {}).get("workerid", "master")
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request, cpp_build):
+    """A backend that both runtimes have."""
+    if request.param == "openvino":
+        request.getfixturevalue("openvino_build")
+    elif request.param not in cpp_build.backends:
+        pytest.skip(f"there are no headers of ONNX Runtime here: {ONNXRUNTIME_VARIABLE} is a folder of .ci/onnxruntime")
+    pytest.importorskip(request.param)
+    return request.param
 
 
-def _build(folder):
-    openvino = importlib.util.find_spec("openvino")
-    cmake = Path(openvino.origin).parent / "cmake" if openvino is not None and openvino.origin else None
-    has_openvino = cmake is not None and (cmake / "OpenVINOConfig.cmake").is_file()
-    options = ["-DCMAKE_BUILD_TYPE=Release", "-DHOLOCRON_BUILD_TESTS=ON", "-DHOLOCRON_BUILD_EXAMPLES=ON"]
-    options += ["-DHOLOCRON_WERROR=ON"]
-    options += [f"-DOpenVINO_DIR={cmake}"] if has_openvino else ["-DHOLOCRON_WITH_OPENVINO=OFF"]
+def _build(folder, options):
+    options = ["-DHOLOCRON_BUILD_TESTS=ON", "-DHOLOCRON_BUILD_EXAMPLES=ON", *options]
+    options += [f"-DPython3_EXECUTABLE={sys.executable}"]  # where OpenVINO's wheel is
+    if os.environ.get(ONNXRUNTIME_VARIABLE):
+        options += [f"-DONNXRuntime_ROOT={os.environ[ONNXRUNTIME_VARIABLE]}", "-DHOLOCRON_WITH_ONNXRUNTIME=ON"]
     configured = _run("cmake", "-S", SOURCE, "-B", folder, *options)
     if configured.returncode != 0:
         missing = re.search(
@@ -95,7 +122,7 @@ def _build(folder):
     built = _run("cmake", "--build", folder, "--parallel", len(os.sched_getaffinity(0)))
     if built.returncode != 0:
         pytest.fail(f"the build failed:\n{built.stdout[-5000:]}{built.stderr[-5000:]}")
-    return has_openvino
+    return frozenset(name for name, title in BACKENDS.items() if f"Holocron: {title} ON" in configured.stdout)
 
 
 def _leave_out(reason):
@@ -106,6 +133,20 @@ def _leave_out(reason):
 
 def _run(*command):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def exported(shared_folder):
+    """Folder of a bundle of `parity_bundles`, which the first worker that asks for it exports."""
+    root = shared_folder / "parity_bundles"
+    root.mkdir(exist_ok=True)
+    return lambda name: parity_bundles.exported(root, name)
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """RGB arrays of unequal sizes."""
+    return parity_bundles.photographs()
 
 
 @pytest.fixture(scope="session")

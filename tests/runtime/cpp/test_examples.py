@@ -8,6 +8,7 @@ from dataclasses import fields
 import numpy as np
 import onnx
 import pytest
+from avi import write_avi
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -175,6 +176,21 @@ def test_camera_takes_what_opencv_captures(example, bundle, photograph, tmp_path
             expected = model(tmp_path / f"frame_{int(i):03}.png").top(1)[0]
             assert label == expected.label
             assert float(score) == pytest.approx(expected.score, abs=1e-5)
+
+
+@pytest.mark.parametrize(("codec", "tolerance"), [("raw", 1e-5), ("mjpg", 0.01)])
+def test_camera_plays_a_video(example, bundle, photograph, tmp_path, codec, tolerance):
+    frames = [np.roll(photograph, 7 * i, 1) for i in range(5)]
+    write_avi(tmp_path / "video.avi", frames, codec)
+    done = example("camera", bundle, tmp_path / "video.avi")
+    found = re.findall(r"^(\d): (\S+) (\S+)$", done.stdout, re.MULTILINE)
+    assert [int(number) for number, _, _ in found] == list(range(5))
+    precision = re.search(r"^5 frames, \S+ ms each in (\S+) on openvino", done.stderr, re.MULTILINE)[1]
+    with runtime.load(bundle, precision, "openvino") as model:
+        for (_, label, score), frame in zip(found, frames, strict=True):
+            expected = {each.label: each.score for each in model(frame).top(4)}
+            assert float(score) == pytest.approx(expected[label], abs=tolerance)
+            assert expected[label] >= max(expected.values()) - tolerance
 
 
 class TestBadInput:

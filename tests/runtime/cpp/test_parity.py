@@ -4,98 +4,30 @@ import subprocess
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from tiny_networks import TinyBoxes, TinyNet, TinySegmenter
+from parity_bundles import MAX_FRAME, REAL, TINY
 
 import runtime
-from calib import find_images, sample_folder
-from export import export_model
-from runtime.manifest import Preprocessing
 
-SIZE = (24, 32)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SQUISH = Preprocessing(SIZE, MEAN, STD)
-PAD = Preprocessing(SIZE, MEAN, STD, resize="pad", pad_mode="reflect", interpolation="bicubic")
-MAX_FRAME = (600, 800)
 RELATIVE = 1e-5
 
 
-CLASSIFIERS = {
-    "logits": {"preprocessing": SQUISH, "int8": True, "fp16": True},
-    "probabilities": {"preprocessing": PAD, "probabilities": True},
-    "top_k": {"preprocessing": SQUISH, "top_k": 3},
-    "frames": {"preprocessing": SQUISH, "input": "frame", "max_frame": MAX_FRAME, "int8": True},
-    "frames_bgr": {"preprocessing": PAD, "input": "frame", "max_frame": MAX_FRAME, "channels": "bgr"},
-}
-DETECTORS = {
-    "plain": {"preprocessing": PAD, "int8": True},
-    "frames": {"preprocessing": PAD, "input": "frame", "max_frame": MAX_FRAME},
-}
-SEGMENTERS = {
-    "logits": {"preprocessing": PAD, "int8": True},
-    "class_map": {"preprocessing": SQUISH, "class_map": True},
-    "frames": {"preprocessing": SQUISH, "input": "frame", "max_frame": MAX_FRAME, "class_map": True},
-}
-NETWORKS = {"classification": TinyNet, "detection": TinyBoxes, "segmentation": TinySegmenter}
-BUNDLES = [
-    *(("classification", name, precision) for name in CLASSIFIERS for precision in ("fp32", "fp16", "int8.cpu")),
-    *(("detection", name, precision) for name in DETECTORS for precision in ("fp32", "int8.cpu")),
-    *(("segmentation", name, precision) for name in SEGMENTERS for precision in ("fp32", "int8.cpu")),
-]
-OPTIONS = {"classification": CLASSIFIERS, "detection": DETECTORS, "segmentation": SEGMENTERS}
-BUNDLES = [
-    (task, name, precision)
-    for task, name, precision in BUNDLES
-    if precision == "fp32" or OPTIONS[task][name].get("int8" if "int8" in precision else "fp16")
-]
+def with_precisions(specs, *marks):
+    """One parameter a bundle and precision."""
+    return [
+        pytest.param((name, precision), id=f"{name}-{precision}", marks=marks)
+        for name, spec in specs.items()
+        for precision in spec.precisions
+    ]
 
 
-@pytest.fixture(scope="session")
-def photographs():
-    """RGB arrays of unequal sizes."""
-    sizes = [None, (57, 431), (640, 36), (24, 32), (599, 800)]
-    images = []
-    for path, size in zip(find_images(sample_folder())[::7], sizes, strict=False):
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-            images.append(np.asarray(rgb if size is None else rgb.resize(size[::-1])))
-    return [image for image in images if image.shape[0] <= MAX_FRAME[0] and image.shape[1] <= MAX_FRAME[1]]
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """Makes a bundle once; `(task, name)`."""
-    made = {}
-    root = tmp_path_factory.mktemp("parity")
-
-    def export(task, name):
-        if (task, name) not in made:
-            with torch.random.fork_rng():
-                torch.manual_seed(4)
-                network = NETWORKS[task]().eval()
-            folder = root / f"{task}_{name}"
-            options = dict(OPTIONS[task][name])
-            if task == "detection":
-                options |= {"score_threshold": 0.2, "iou_threshold": 0.5, "max_detections": 96}
-            export_model(
-                network, folder, task=task, calib=sample_folder(), calib_samples=8, effort="fast", verify_samples=2,
-                **options,
-            )  # fmt: skip
-            made[task, name] = folder
-        return made[task, name]
-
-    return export
-
-
-@pytest.fixture(params=BUNDLES, ids="-".join)
-def opened(request, exported, library):
-    """A bundle in both runtimes, on OpenVINO with one thread."""
-    task, name, precision = request.param
-    folder = exported(task, name)
+@pytest.fixture(params=with_precisions(TINY) + with_precisions(REAL, pytest.mark.slow))
+def opened(request, backend, exported, library):
+    """A bundle in both runtimes, on the same backend with one thread."""
+    name, precision = request.param
+    folder = exported(name)
     with (
-        runtime.load(folder, precision, "openvino", 1) as python,
-        library.load(folder, precision) as cpp,
+        runtime.load(folder, precision, backend, 1) as python,
+        library.load(folder, precision, backend) as cpp,
     ):
         yield python, cpp
 
@@ -187,37 +119,64 @@ class TestTensors:
                 np.testing.assert_allclose(found[name], array, rtol=RELATIVE, atol=1e-6)
 
 
-class TestFrames:
-    """Other formats than RGB, beside the same pixels as RGB."""
+def luma_and_chroma(rgb):
+    """A frame in NV12 `(3/2 H, W)` that is made of a photograph, and the colours that it has as BT.601 says."""
+    luma, chroma = rgb[..., 1].copy(), rgb[::2, ::2, [2, 0]].astype(np.float64) - 128
+    red_of_cr, blue_of_cb = 1.402 * 255 / 224, 1.772 * 255 / 224
+    cb, cr = (chroma[..., i].repeat(2, 0).repeat(2, 1) for i in range(2))
+    while True:
+        y = (luma.astype(np.float64) - 16) * 255 / 219
+        green = y - blue_of_cb * 0.114 / 0.587 * cb - red_of_cr * 0.299 / 0.587 * cr
+        exact = np.stack([y + red_of_cr * cr, green, y + blue_of_cb * cb], -1)
+        unclear = (np.abs(exact - np.floor(exact) - 0.5) < 0.001).any(-1)  # which way it is rounded
+        if not unclear.any():
+            break
+        luma[unclear] -= 1
+    planes = np.concatenate([luma, rgb[::2, ::2, [2, 0]].reshape(-1, luma.shape[1])])
+    return planes, np.clip(np.floor(exact + 0.5), 0, 255).astype(np.uint8)
 
-    @pytest.mark.parametrize("name", ["logits", "frames", "frames_bgr"])
-    def test_of_every_format_and_of_a_part(self, exported, library, c_interface, photographs, name):
-        rgb = photographs[0]
-        bgra = np.dstack([rgb[..., ::-1], np.zeros(rgb.shape[:2], np.uint8)])
-        wide = np.zeros((rgb.shape[0], rgb.shape[1] + 5, 3), np.uint8)
-        wide[:, : rgb.shape[1]] = rgb
-        large = np.full((rgb.shape[0] + 9, rgb.shape[1] + 8, 3), 77, np.uint8)
-        large[4 : 4 + rgb.shape[0], 3 : 3 + rgb.shape[1]] = rgb
-        region = (3, 4, rgb.shape[1], rgb.shape[0])
-        frames = {
-            "bgr": c_interface.frame_of(np.ascontiguousarray(rgb[..., ::-1]), c_interface.BGR),
-            "bgra": c_interface.frame_of(bgra, c_interface.BGRA),
-            "rgba": c_interface.frame_of(rgba := bgra[..., [2, 1, 0, 3]].copy(), c_interface.RGBA),
-            "strided": c_interface.frame_of(wide[:, : rgb.shape[1]]),
-            "region": c_interface.frame_of(large, c_interface.RGB, region),
-        }
-        assert rgba.shape[2] == 4
-        reversed_copy = np.ascontiguousarray(rgb[..., ::-1])
-        frames["bgr"] = c_interface.frame_of(reversed_copy, c_interface.BGR)
-        with library.load(exported("classification", name), "fp32") as model:
-            (wanted,) = model.classify([rgb])
-            for frame in frames.values():
-                ((classes, logits),) = model.classify([frame])
-                assert classes == wanted[0]
-                np.testing.assert_array_equal(logits, wanted[1])
+
+def frames_of_every_kind(c, rgb):
+    """Frames, each with the RGB pixels that it shows."""
+    bgra = np.dstack([rgb[..., ::-1], np.zeros(rgb.shape[:2], np.uint8)])
+    height, width = rgb.shape[:2]
+    wide = np.zeros((height, width + 5, 3), np.uint8)
+    wide[:, :width] = rgb
+    large = np.full((height + 9, width + 8, 3), 77, np.uint8)
+    large[4 : 4 + height, 3 : 3 + width] = rgb
+    planes, colours = luma_and_chroma(rgb)
+    nv12 = c.frame_of(planes, c.NV12)
+    nv12.height = height
+    kept = [rgb[..., ::-1].copy(), bgra[..., [2, 1, 0, 3]].copy(), rgb[..., 0].copy()]
+    frames = [
+        (c.frame_of(kept[0], c.BGR), rgb),
+        (c.frame_of(kept[1], c.RGBA), rgb),
+        (c.frame_of(bgra, c.BGRA), rgb),
+        (c.frame_of(wide[:, :width]), rgb),
+        (c.frame_of(large, c.RGB, (3, 4, width, height)), rgb),
+        (c.frame_of(kept[2], c.GRAY), np.dstack([kept[2]] * 3)),
+        (nv12, colours),
+    ]
+    return frames, [*kept, bgra, wide, large, planes]
+
+
+class TestFrames:
+    """Formats of all kinds, rows that lie apart, and parts of a picture."""
+
+    def test_of_every_format_and_of_a_part(self, opened, c_interface, photographs):
+        python, cpp = opened
+        frames, kept = frames_of_every_kind(c_interface, photographs[0])
+        shown = in_order(python, [rgb for _, rgb in frames])
+        found, wanted = cpp.feeds([frame for frame, _ in frames]), python.feeds(shown)
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[name], array)
+        for (frame, _), pixels in zip(frames, shown, strict=True):
+            (answer,) = getattr(cpp, METHODS[python.task])([frame])
+            SAME[python.task](answer, python(pixels))
+        assert len(kept) == len(frames)
 
     def test_larger_than_the_network_takes(self, exported, library):
-        folder = exported("classification", "frames")
+        folder = exported("frames")
         large = np.zeros((MAX_FRAME[0] + 1, 4, 3), np.uint8)
         with library.load(folder) as cpp, runtime.load(folder, backend="openvino") as python:
             with pytest.raises(library.Error, match="takes frames of up to") as found:
@@ -227,29 +186,41 @@ class TestFrames:
         assert str(found.value) == str(wanted.value)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_answers_of_the_larger_networks_depend_on_the_photograph(exported, photographs, name):
+    """Otherwise it would say little that two runtimes agree on them."""
+    with runtime.load(exported(name), "fp32", "openvino", 1) as model:
+        answers = model(in_order(model, photographs))
+    if model.task == "classification":
+        assert len({answer.top(1)[0].index for answer in answers}) >= 3
+        assert max(answer.top(1)[0].score for answer in answers) > 0.1
+    elif model.task == "detection":
+        assert min(len(answer.labels) for answer in answers) >= 1
+        assert len({label for answer in answers for label in answer.labels.tolist()}) >= 3
+    else:
+        assert all(len([r for r in answer.regions() if r.share > 0.02]) >= 3 for answer in answers)
+
+
 def test_a_c_program_says_the_same(exported, openvino_build, photographs, tmp_path):
-    program = openvino_build.folder / "tests" / "holocron_c_program"
+    program = openvino_build.program("holocron_c_program")
     image = photographs[0]
     (tmp_path / "image.rgb").write_bytes(image.tobytes())
-    for task, name, precision in (
-        ("classification", "logits", "int8.cpu"),
-        ("detection", "plain", "fp32"),
-        ("segmentation", "logits", "fp32"),
-    ):
-        folder = exported(task, name)
+    for name, precision in (("logits", "int8.cpu"), ("boxes", "fp32"), ("scores", "fp32")):
+        folder = exported(name)
         height, width = image.shape[:2]
         command = [program, folder, precision, tmp_path / "image.rgb", width, height]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True, timeout=60)
         lines = [line.split() for line in done.stdout.splitlines()]
         with runtime.load(folder, precision, "openvino", 1) as model:
             answer = model(image)
-        if task == "detection":
+        if model.task == "detection":
             assert [int(line[0]) for line in lines] == answer.labels.tolist()
             numbers = np.array([line[1:] for line in lines], np.float64)
             np.testing.assert_allclose(numbers[:, 0], answer.scores, rtol=RELATIVE)
             np.testing.assert_allclose(numbers[:, 1:], answer.boxes, rtol=RELATIVE, atol=1e-4)
         else:
-            entries = answer.top(99) if task == "classification" else answer.regions()
-            scores = [e.score if task == "classification" else e.share for e in entries]
+            entries = answer.top(99) if model.task == "classification" else answer.regions()
+            scores = [e.score if model.task == "classification" else e.share for e in entries]
             assert [int(line[0]) for line in lines] == [e.index for e in entries]
             np.testing.assert_allclose([float(line[1]) for line in lines], scores, rtol=RELATIVE)
