@@ -264,9 +264,25 @@ class TestChoices:
         with library.load(own_bundle, "float32") as model:
             assert model.text("precision") == "fp32"
 
-    def test_of_places(self, tmp_path, both_refuse):
+    def test_of_places(self, tmp_path, both_refuse, monkeypatch):
         both_refuse(tmp_path / "nowhere")
         both_refuse(tmp_path)
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path)
+        for path in (
+            "",
+            ".",
+            "./",
+            "empty/",
+            ".//empty/./.",
+            "empty/..",
+            "/",
+            "nowhere/",
+            "\u00fc",
+            "x" * 300,
+            "empty/x/",
+        ):
+            both_refuse(path)
 
     def test_of_lone_files(self, lone_onnx, library, picture, both_refuse, tmp_path, network):
         with library.load(lone_onnx) as cpp, runtime.load(lone_onnx, backend="openvino") as python:
@@ -295,9 +311,19 @@ class TestChoices:
             (tmp_path / "damaged.onnx").write_bytes(data)
             both_refuse(tmp_path / "damaged.onnx")
 
-    @pytest.mark.parametrize("kind", ["alone", "beside another's manifest", "named", "cut off", "missing"])
-    def test_of_lone_engines(self, own_bundle, tmp_path, edit_manifest, both_refuse, kind):
-        plan = tmp_path / "alone.engine" if kind == "alone" else own_bundle / "model.engine"
+    def test_of_an_engine_without_a_manifest(self, tmp_path, library):
+        path = tmp_path / "alone.engine"
+        path.write_bytes(b"plan")
+        with pytest.raises(BundleError) as wanted:
+            runtime.load(path)
+        with pytest.raises(library.Error) as found:
+            library.load(path)
+        # Python goes on about a function of its own.
+        assert str(wanted.value).startswith(f"{found.value}, or ")
+
+    @pytest.mark.parametrize("kind", ["beside another's manifest", "named", "cut off", "missing"])
+    def test_of_lone_engines(self, own_bundle, edit_manifest, both_refuse, kind):
+        plan = own_bundle / "model.engine"
         plan.write_bytes(b"plan")
         entry = {
             "file": plan.name,
@@ -307,7 +333,7 @@ class TestChoices:
             "sha256": "0" * 64,
             "engine": ENGINE,
         }
-        if kind not in ("alone", "beside another's manifest"):
+        if kind != "beside another's manifest":
             edit_manifest(own_bundle, lambda data: data["artefacts"].append(entry))
         if kind == "cut off":
             plan.write_bytes(b"pla")
