@@ -8,10 +8,11 @@ import threading
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 import runtime
 from runtime.errors import BackendError, BundleError, HolocronError, ImageError, InputError
-from runtime.manifest import METADATA_KEY
+from runtime.manifest import METADATA_KEY, FrameSpec, TensorSpec
 
 KINDS = {BundleError: "bundle", BackendError: "backend", ImageError: "image", InputError: "input"}
 
@@ -444,6 +445,48 @@ class TestRunning:
                 model.classify([broken(format=99)])
             assert found.value.status == "argument"
             assert len(model.classify([picture])) == 1
+
+    def test_frames_of_another_size_than_the_networks(self, tmp_path, make_bundle, library):
+        nodes = [
+            helper.make_node("Cast", ["frame"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["pixels"], ["logits"], axes=[1, 2], keepdims=0),
+        ]
+        frame = helper.make_tensor_value_info("frame", TensorProto.UINT8, ["batch", 20, 30, 3])
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+        graph = helper.make_graph(nodes, "frames", [frame], [logits])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        folder = make_bundle(
+            tmp_path / "b",
+            {"fp32": model.SerializeToString()},
+            labels=("r", "g", "b"),
+            inputs=(TensorSpec("frame", "uint8", ("batch", 20, 30, 3)),),
+            outputs=(TensorSpec("logits", "float32", ("batch", 3)),),
+            frame=FrameSpec("rgb", (20, 30), True),
+        )
+        good = np.full((20, 30, 3), 7, np.uint8)
+        with library.load(folder) as cpp, runtime.load(folder, backend="openvino") as python:
+            assert len(cpp.classify([good] * 40)) == 40
+            for images in (
+                [good[:19]],
+                [good, good[:, :-1]],
+                [good] * 39 + [good[:3]],
+                [np.zeros((21, 31, 3), np.uint8)],
+            ):
+                with pytest.raises(ImageError) as wanted:
+                    python(images)
+                with pytest.raises(library.Error) as found:
+                    cpp.classify(images)
+                assert (found.value.status, str(found.value)) == ("image", str(wanted.value))
+
+    def test_no_frames_at_all(self, own_bundle, library):
+        with library.load(own_bundle, "fp32") as cpp, runtime.load(own_bundle, "fp32", "openvino") as python:
+            assert cpp.classify([]) == python([]) == []
+            assert cpp.run_images([]) == python.run([]) == {}
+            with pytest.raises(ImageError) as wanted:
+                python.feeds([])
+            with pytest.raises(library.Error) as found:
+                cpp.feeds([])
+        assert (found.value.status, str(found.value)) == ("image", str(wanted.value))
 
     def test_raw_heads(self, tmp_path, make_bundle, network, library, picture):
         folder = make_bundle(tmp_path / "b", {"fp32": network()}, task="detection")
