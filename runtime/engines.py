@@ -121,7 +121,7 @@ def read_artefact(bundle: Path, artefact: Artefact) -> bytes:
         with path.open("rb") as f:
             data = f.read(artefact.size + 1)
     except OSError as e:
-        raise BundleError(f"cannot read {path}, which the manifest names: {e}") from e
+        raise BundleError(f"cannot read {path}, which the manifest names: {e.strerror or e}") from e
     if len(data) != artefact.size or hashlib.sha256(data).hexdigest() != artefact.sha256:
         raise BundleError(
             f"{path} does not have the SHA-256 that the manifest says: it was changed; copy the bundle again or export "

@@ -6,7 +6,9 @@ key, a value of the wrong type, or a path that leaves the bundle is a :class:`~r
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from typing import Any
 
 from .errors import BundleError
 from .json_reader import JsonReader, kind_of, shortened
+from .json_syntax import JsonError, parse_json
 from .post_processing import PostProcessing, parse_post_processing
 
 SCHEMA_VERSION = 1
@@ -263,8 +266,8 @@ class Manifest:
             BundleError: if it is not a manifest of this version, with what is wrong
         """
         try:
-            data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
-        except (ValueError, RecursionError) as e:
+            data = parse_json(text)
+        except JsonError as e:
             raise BundleError(f"{where} is not JSON ({e}): export the model again") from e
         return _Parser(where).manifest(data)
 
@@ -288,11 +291,13 @@ def read_manifest(bundle: Path) -> Manifest:
             raise BundleError(f"{path} is not a file")
         if status.st_size > _MAX_MANIFEST_BYTES:
             raise BundleError(f"{path} is larger than {_MAX_MANIFEST_BYTES >> 20} MiB: this is not a manifest")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST_NAME}") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise BundleError(f"cannot read {path}: {e}") from e
+    except UnicodeDecodeError as e:
+        raise BundleError(f"cannot read {path}: it is not UTF-8 text") from e
+    except OSError as e:
+        raise BundleError(f"cannot read {path}: {e.strerror or e}") from e
     return Manifest.from_json(text, str(path))
 
 
@@ -329,8 +334,10 @@ def artefact_path(bundle: Path, artefact: Artefact, check_hash: bool = True) -> 
                 f"{path} does not have the SHA-256 that the manifest says: it was changed; copy the bundle again or "
                 "export it again"
             )
-    except (OSError, RuntimeError, ValueError) as e:  # RuntimeError: a loop of links, before Python 3.13
-        raise BundleError(f"cannot read {path}, which the manifest names: {e}") from e
+    except OSError as e:
+        raise BundleError(f"cannot read {path}, which the manifest names: {e.strerror or e}") from e
+    except RuntimeError as e:  # before Python 3.13
+        raise BundleError(f"cannot read {path}, which the manifest names: {os.strerror(errno.ELOOP)}") from e
     return resolved
 
 
@@ -343,18 +350,6 @@ def sha256_of(path: Path) -> str:
         for chunk in iter(lambda: f.read(1 << 20), b""):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Readers differ in which of two equal keys they take: what one checks, another would not open.
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise ValueError("an object has the same key twice")
-    return data
 
 
 class _Parser(JsonReader):

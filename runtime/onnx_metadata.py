@@ -41,7 +41,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             return _read(file, path.stat().st_size)
     except OSError as e:
         raise BundleError(f"cannot read {path}: {e.strerror or e}") from e
-    except (_NotProtobufError, UnicodeDecodeError) as e:
+    except _NotProtobufError as e:
         raise BundleError(f"{path} is not an ONNX file, or was cut off: {e}") from e
 
 
@@ -69,7 +69,10 @@ def _entry(data: bytes) -> tuple[str, str]:
             found[field] = _bytes(file, len(data))
         else:
             _skip(file, wire, len(data))
-    return found[1].decode(), found[2].decode()
+    try:
+        return found[1].decode(), found[2].decode()
+    except UnicodeDecodeError:
+        raise _NotProtobufError("its metadata is not UTF-8 text") from None
 
 
 def _key(file: BinaryIO) -> tuple[int, int]:
@@ -86,9 +89,9 @@ def _varint(file: BinaryIO) -> int:
         if not byte:
             raise _NotProtobufError("it ends inside a field")
         value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
+        if byte[0] < (0x80 if shift < 63 else 2):  # the tenth byte has one bit
             return value
-    raise _NotProtobufError(f"there is a number of more than 10 bytes before byte {file.tell()}")
+    raise _NotProtobufError(f"there is a number of more than 64 bits before byte {file.tell()}")
 
 
 def _bytes(file: BinaryIO, size: int) -> bytes:

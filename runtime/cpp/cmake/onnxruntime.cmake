@@ -1,4 +1,4 @@
-# ONNX Runtime 1.13 or later, on the processor: as headers and a library that are found below
+# ONNX Runtime 1.13 or later, on the processor and, where that library has its provider, on CUDA: as headers and a library that are found below
 # -DONNXRuntime_ROOT=<folder>, as its release archives have them, or on the system.
 set(HOLOCRON_HAS_ONNXRUNTIME OFF)
 set(status "OFF (not asked for)")
@@ -24,10 +24,10 @@ if(NOT HOLOCRON_WITH_ONNXRUNTIME STREQUAL "OFF")
     else()
         set(HOLOCRON_HAS_ONNXRUNTIME ON)
         set(status "ON (1.${api})")
-        target_sources(holocron_objects PRIVATE src/backends/onnxruntime.cpp)
+        target_sources(holocron_objects PRIVATE src/backends/onnxruntime.cpp src/backends/cuda_driver.cpp)
         target_compile_definitions(holocron_objects PUBLIC HOLOCRON_HAS_ONNXRUNTIME)
         target_include_directories(holocron_objects SYSTEM PRIVATE ${HOLOCRON_ONNXRUNTIME_INCLUDE_DIR})
-        list(APPEND HOLOCRON_PRIVATE_LIBRARIES ${HOLOCRON_ONNXRUNTIME_LIBRARY})
+        list(APPEND HOLOCRON_PRIVATE_LIBRARIES ${HOLOCRON_ONNXRUNTIME_LIBRARY} ${CMAKE_DL_LIBS})
     endif()
     if(NOT HOLOCRON_HAS_ONNXRUNTIME AND HOLOCRON_WITH_ONNXRUNTIME STREQUAL "ON")
         message(FATAL_ERROR "ONNX Runtime was asked for: ${status}; set ONNXRuntime_ROOT")

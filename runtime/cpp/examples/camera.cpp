@@ -80,6 +80,7 @@ int main(int argc, char** argv) {
     }
     try {
         const auto model = holocron::load(argv[1]);
+        model.warm_up();  // before the camera runs: the first frames do not wait
         auto capture = opened(argc > 2 ? argv[2] : kJetsonCamera);
         const int wanted = argc > 3 ? std::stoi(argv[3]) : INT_MAX;
         cv::Mat image;

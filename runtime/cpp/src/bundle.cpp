@@ -32,7 +32,7 @@ bool is_below(const fs::path& path, const fs::path& folder) {
 
 /// The path with links followed, which lies inside the bundle.
 fs::path resolved_inside(const fs::path& bundle, const Artefact& artefact) {
-    const fs::path path = bundle / artefact.file;
+    const fs::path path = bundle / plain_path(artefact.file);
     std::error_code error;
     fs::path resolved = fs::canonical(path, error);
     if (error) {
@@ -116,7 +116,7 @@ Source open_onnx_file(const fs::path& path) {
 }  // namespace
 
 fs::path artefact_path(const fs::path& bundle, const Artefact& artefact) {
-    const fs::path path = bundle / artefact.file;
+    const fs::path path = bundle / plain_path(artefact.file);
     fs::path resolved = resolved_inside(bundle, artefact);
     try {
         const File file(resolved);
@@ -131,7 +131,7 @@ fs::path artefact_path(const fs::path& bundle, const Artefact& artefact) {
 }
 
 std::string read_artefact(const fs::path& bundle, const Artefact& artefact) {
-    const fs::path path = bundle / artefact.file;
+    const fs::path path = bundle / plain_path(artefact.file);
     std::string bytes;
     try {
         const File file(resolved_inside(bundle, artefact));
@@ -163,7 +163,8 @@ std::vector<std::string> Source::variants() const {
     return names;
 }
 
-Source open_source(const fs::path& path) {
+Source open_source(const fs::path& given) {
+    const fs::path path = plain_path(given);
     std::error_code error;
     const auto status = fs::status(path, error);
     const bool missing = status.type() == fs::file_type::not_found;

@@ -108,6 +108,10 @@ holocron_status holocron_load(const char* path, const holocron_load_options* opt
     });
 }
 
+holocron_status holocron_model_warm_up(const holocron_model* model, int32_t height, int32_t width) {
+    return guarded([&] { needed(model, "model").model.warm_up({height, width}); });
+}
+
 holocron_status holocron_model_close(holocron_model* model) {
     return guarded([&] { needed(model, "model").model.close(); });
 }

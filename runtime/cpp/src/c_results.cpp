@@ -50,7 +50,8 @@ bool is_segmentation(const holocron_results* results) {
 }
 
 const std::vector<holocron::ClassShare>& regions(const holocron_results* results, std::size_t frame) {
-    return answer(results, frame, &holocron_results::regions, holocron::Task::Segmentation);
+    const auto& found = segmentation(results, frame);
+    return entry(results->shares, frame, "frame").of(found);
 }
 
 }  // namespace
@@ -78,9 +79,7 @@ holocron_status holocron_segment(const holocron_model* model, const holocron_fra
     return make_results(model, results, holocron::Task::Segmentation,
                         [&](const holocron::Model& m, holocron_results& made) {
                             made.segmentations = m.segment(frames_of(frames, count));
-                            for (const auto& each : made.segmentations) {
-                                made.regions.push_back(each.regions());
-                            }
+                            made.shares = std::deque<holocron::detail::ClassShares>(made.segmentations.size());
                         });
 }
 

@@ -4,8 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
 #include <vector>
@@ -20,12 +22,29 @@ struct holocron_model {
     std::vector<std::vector<std::int64_t>> output_shapes;
 };
 
+namespace holocron::detail {
+
+/// The share of each class of a segmentation, computed when it is first asked for, by whichever thread.
+class ClassShares {
+ public:
+    const std::vector<ClassShare>& of(const Segmentation& answer) const {
+        std::call_once(once_, [&] { shares_ = answer.regions(); });
+        return shares_;
+    }
+
+ private:
+    mutable std::once_flag once_;
+    mutable std::vector<ClassShare> shares_;
+};
+
+}  // namespace holocron::detail
+
 struct holocron_results {
     holocron::Task task;
     std::vector<holocron::Classification> classifications;
     std::vector<holocron::Detections> detections;
     std::vector<holocron::Segmentation> segmentations;
-    std::vector<std::vector<holocron::ClassShare>> regions;  // of the segmentations
+    std::deque<holocron::detail::ClassShares> shares;  // of the segmentations; they do not move
 };
 
 struct holocron_tensors {

@@ -18,7 +18,7 @@ std::string reason(int error) { return std::generic_category().message(error); }
 
 }  // namespace
 
-FileError::FileError(int error) : std::runtime_error(reason(error)), missing_(error == ENOENT || error == ENOTDIR) {}
+FileError::FileError(int error) : std::runtime_error(reason(error)), missing_(error == ENOENT) {}
 
 File::File(const std::filesystem::path& path) : descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     if (descriptor_ < 0) {
@@ -75,6 +75,16 @@ void File::seek(std::uint64_t position) const {
     if (::lseek(descriptor_, static_cast<off_t>(position), SEEK_SET) < 0) {
         throw FileError(errno);
     }
+}
+
+std::filesystem::path plain_path(const std::filesystem::path& path) {
+    std::filesystem::path result;
+    for (const auto& part : path) {
+        if (!part.empty() && part != ".") {
+            result /= part;
+        }
+    }
+    return result.empty() ? std::filesystem::path(".") : result;
 }
 
 }  // namespace holocron::detail

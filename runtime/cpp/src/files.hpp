@@ -49,4 +49,7 @@ class File {
     std::uint64_t size_ = 0;
 };
 
+/// The same path as it is named in errors: without what changes nothing, as in `./a//b/.`.
+[[nodiscard]] std::filesystem::path plain_path(const std::filesystem::path& path);
+
 }  // namespace holocron::detail

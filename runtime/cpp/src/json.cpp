@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "json_syntax.hpp"
 #include "text.hpp"
 
 namespace holocron::detail {
@@ -13,8 +14,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-/// Builds values from the events of nlohmann's parser, which by itself would take the last of two equal keys and any
-/// depth.
+/// Builds values from the events of nlohmann's parser, which by itself would take the last of two equal keys.
 class Builder final : public nlohmann::json_sax<Json> {
  public:
     bool null() override { return add({nullptr}); }
@@ -57,8 +57,7 @@ class Builder final : public nlohmann::json_sax<Json> {
 
     bool parse_error(std::size_t position, const std::string& /*token*/, const Json::exception& e) override {
         const bool overflow = dynamic_cast<const Json::out_of_range*>(&e) != nullptr;
-        error_ = (overflow ? "a number too large to be one, at byte " : "a syntax error at byte ") +
-                 std::to_string(position);
+        error_ = overflow ? "a number is too large" : "a syntax error at byte " + std::to_string(position);
         return false;
     }
 
@@ -86,10 +85,6 @@ class Builder final : public nlohmann::json_sax<Json> {
     }
 
     bool open(JsonValue value) {
-        if (open_.size() == kMaxJsonDepth) {
-            error_ = "it is nested more than " + std::to_string(kMaxJsonDepth) + " levels deep";
-            return false;
-        }
         open_.push_back({std::move(value), {}});
         return true;
     }
@@ -183,13 +178,9 @@ const JsonValue* find(const JsonValue::Object& object, std::string_view key) {
 }
 
 JsonValue parse_json(std::string_view text) {
-    // nlohmann's parser passes over a byte order mark, and takes a NUL for the end.
-    if (text.substr(0, 3) == "\xEF\xBB\xBF") {
-        throw JsonError("it has a byte order mark");
-    }
-    const std::size_t nul = text.find('\0');
-    if (nul != std::string_view::npos) {
-        throw JsonError("a NUL at byte " + std::to_string(nul + 1));
+    // nlohmann's parser passes over a byte order mark, takes a NUL for the end, and any depth.
+    if (const auto mistake = json_mistake(text)) {
+        throw JsonError(*mistake);
     }
     Builder builder;
     if (!Json::sax_parse(text.begin(), text.end(), &builder)) {

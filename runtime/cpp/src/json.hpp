@@ -50,12 +50,10 @@ class JsonError : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-/// Levels of lists and objects inside of each other that are accepted.
-inline constexpr std::size_t kMaxJsonDepth = 512;
-
-/// Decode JSON.
+/// Decode JSON of UTF-8 text.
 ///
-/// \throws JsonError if it is not JSON, an object has the same key twice, or it is nested too deeply
+/// \throws JsonError if it is not JSON, an object has the same key twice, a number is too large, or it is nested too
+///         deeply
 [[nodiscard]] JsonValue parse_json(std::string_view text);
 
 /// A value for an error message, as Python's `reprlib.repr` writes it: one short line, whatever it is.

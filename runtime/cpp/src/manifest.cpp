@@ -289,8 +289,8 @@ EngineInfo Parser::engine(const JsonValue& value, const std::string& place) cons
 
 void Parser::verification(const JsonValue& value, const std::string& place) const {
     const auto& data = reader_.mapping(value, place);
-    reader_.keys(data, place, {"reference", "images", "relative_error", "cosine"},
-                 {"top1_agreement", "accuracy", "reference_accuracy", "labelled_images", "backend"});
+    reader_.keys(data, place, {"reference", "images", "relative_error", "cosine", "top1_agreement"},
+                 {"accuracy", "reference_accuracy", "labelled_images", "backend"});
     for (const char* key : {"top1_agreement", "accuracy", "reference_accuracy"}) {
         if (const auto* number = given(data, key)) {
             static_cast<void>(reader_.number(*number, place + "." + key));

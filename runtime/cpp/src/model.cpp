@@ -117,6 +117,23 @@ Tensors Model::run(const TensorViews& inputs) const { return impl_->run(inputs);
 
 Tensors Model::feeds(const std::vector<Frame>& frames) const { return impl_->feeds(frames); }
 
+void Model::warm_up(Size frame_size) const {
+    constexpr int runs = 2;  // a context records the second run of a shape
+    const auto& manifest = impl_->manifest();
+    const Size largest = manifest.frame ? manifest.frame->size : manifest.preprocessing.size;
+    const Size size = manifest.frame && frame_size != Size{} ? frame_size : largest;
+    const auto extent = [](int pixels, int most) {  // what is out of range is refused before it is looked at
+        return static_cast<std::size_t>(std::clamp(pixels, 0, most));
+    };
+    const std::vector<std::uint8_t> black(3 * extent(size.height, largest.height) * extent(size.width, largest.width) +
+                                          1);
+    const Format format = manifest.frame && manifest.frame->bgr ? Format::BGR : Format::RGB;
+    const std::vector<Frame> frames{{black.data(), size.width, size.height, 0, format}};
+    for (int i = 0; i < runs; ++i) {
+        impl_->run(frames, true, [](const Outputs& /*outputs*/, const FrameSizes& /*sizes*/) {});
+    }
+}
+
 void Model::close() const { impl_->close(); }
 
 }  // namespace holocron

@@ -127,14 +127,12 @@ class Reader {
                 throw NotProtobuf("it ends inside a field");
             }
             ++position_;
-            if (shift < 64) {
-                value |= static_cast<std::uint64_t>(byte & 0x7F) << shift;
-            }
-            if (byte < 0x80) {
+            value |= static_cast<std::uint64_t>(byte & 0x7F) << shift;
+            if (byte < (shift < 63 ? 0x80 : 2)) {  // the tenth byte has one bit
                 return value;
             }
         }
-        throw NotProtobuf("there is a number of more than 10 bytes before byte " + std::to_string(position_));
+        throw NotProtobuf("there is a number of more than 64 bits before byte " + std::to_string(position_));
     }
 
     std::uint64_t checked_length() {

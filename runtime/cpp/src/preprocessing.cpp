@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <memory>
 
-#include "parallel.hpp"
 #include "pixel_format.hpp"
 
 namespace holocron::detail {
@@ -13,6 +12,7 @@ constexpr int kBlack = -1;
 
 // What normalizing one value takes, in the time of a product of resizing.
 constexpr double kProductsOfAValue = 4;
+constexpr int kRowsAtOnce = 8;
 
 // Pixel `i` of an axis that is mirrored back and forth for ever.
 int mirrored(int i, int length, bool repeat_ends) {
@@ -107,33 +107,45 @@ void Preprocessor::operator()(const Frame& frame, float* out, int threads, const
                                    [&] { return Resampler(rows.size(), box.size, preprocessing_.interpolation); });
         products += resample->products(rows.channels());
     }
-    parallel_ranges(box.size.height, useful_threads(products, threads),
-                    [&](int begin, int end) { write_rows(rows, resample.get(), box, begin, end, out); });
+    const int grain = resample != nullptr ? resample->grain() : kRowsAtOnce;
+    parallel_ranges(box.size.height, useful_threads(products, threads), grain,
+                    [&] { return row_writer(rows, resample.get(), box, out); });
     for (std::size_t channel = 0; channel < 3; ++channel) {
         pad_rows(out + channel * (value_count() / 3), box, channel);
     }
 }
 
-// Some rows of the resized image, with the padding beside them.
-void Preprocessor::write_rows(const FrameRows& rows, const Resampler* resample, PaddedBox box, int begin, int end,
-                              float* out) const {
-    const int channels = rows.channels();
-    const auto width = static_cast<std::size_t>(preprocessing_.size.width);
-    const std::size_t plane = value_count() / 3;
-    const std::size_t bytes = static_cast<std::size_t>(box.size.width) * static_cast<std::size_t>(channels);
-    std::vector<std::uint8_t> pixels(resample != nullptr ? bytes * static_cast<std::size_t>(end - begin)
-                                                         : (rows.converts() ? bytes : 0));
-    if (resample != nullptr) {
-        resample->band(rows, begin, end, pixels.data());
+// Writes some rows of the resized image, with the padding beside them.
+RangeWork Preprocessor::row_writer(const FrameRows& rows, const Resampler* resample, PaddedBox box, float* out) const {
+    const auto bytes = static_cast<std::size_t>(box.size.width) * static_cast<std::size_t>(rows.channels());
+    if (resample == nullptr) {
+        return [this, &rows, box, out, pixels = std::vector<std::uint8_t>(rows.converts() ? bytes : 0)](
+                   int begin, int end) mutable {
+            for (int y = begin; y < end; ++y) {
+                write_row(rows, rows.row(y, pixels.data()), box, y, out);
+            }
+        };
     }
-    for (int y = begin; y < end; ++y) {
-        const std::uint8_t* from = resample != nullptr ? pixels.data() + static_cast<std::size_t>(y - begin) * bytes
-                                                       : rows.row(y, pixels.data());
-        for (std::size_t channel = 0; channel < 3; ++channel) {
-            float* row = out + channel * plane + static_cast<std::size_t>(y + box.top) * width;
-            normalize(from + rows.rgb()[channel], channels, box.size.width, normalized_[channel], row + box.left);
-            pad_columns(row, box, channel);
+    const auto most = static_cast<std::size_t>(resample->grain());
+    return [this, &rows, box, out, bytes, resize = resample->bands(rows), grain = resample->grain(),
+            pixels = std::vector<std::uint8_t>(bytes * most)](int begin, int end) mutable {
+        for (int first = begin; first < end; first += grain) {
+            const int last = std::min(first + grain, end);
+            resize(first, last, pixels.data());
+            for (int y = first; y < last; ++y) {
+                write_row(rows, pixels.data() + static_cast<std::size_t>(y - first) * bytes, box, y, out);
+            }
         }
+    };
+}
+
+void Preprocessor::write_row(const FrameRows& rows, const std::uint8_t* pixels, PaddedBox box, int y,
+                             float* out) const {
+    const auto width = static_cast<std::size_t>(preprocessing_.size.width);
+    for (std::size_t channel = 0; channel < 3; ++channel) {
+        float* row = out + channel * (value_count() / 3) + static_cast<std::size_t>(y + box.top) * width;
+        normalize(pixels + rows.rgb()[channel], rows.channels(), box.size.width, normalized_[channel], row + box.left);
+        pad_columns(row, box, channel);
     }
 }
 

@@ -10,6 +10,7 @@
 
 #include "filters.hpp"
 #include "holocron/frame.hpp"
+#include "parallel.hpp"
 #include "resampling.hpp"
 #include "size_cache.hpp"
 
@@ -78,8 +79,9 @@ class Preprocessor {
     void operator()(const Frame& frame, float* out, int threads, const std::string& name) const;
 
  private:
-    void write_rows(const FrameRows& rows, const Resampler* resample, PaddedBox box, int begin, int end,
-                    float* out) const;
+    [[nodiscard]] RangeWork row_writer(const FrameRows& rows, const Resampler* resample, PaddedBox box,
+                                       float* out) const;
+    void write_row(const FrameRows& rows, const std::uint8_t* pixels, PaddedBox box, int y, float* out) const;
     void pad_columns(float* row, PaddedBox box, std::size_t channel) const;
     void pad_rows(float* plane, PaddedBox box, std::size_t channel) const;
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <utility>
 
 #include "parallel.hpp"
 #include "resampling_kernels.hpp"
@@ -38,7 +39,8 @@ class RecentRows {
     Bytes bytes_;
 };
 
-// The rows of a frame in ascending order. Those that are converted on the way are kept as RecentRows has it.
+// The rows of a frame in ascending order, until it is restarted. Those that are converted on the way are kept as
+// RecentRows has it.
 class RowReader {
  public:
     RowReader(const FrameRows& rows, int capacity)
@@ -54,6 +56,8 @@ class RowReader {
         }
         return converted_[y];
     }
+
+    void restart() noexcept { next_ = 0; }
 
  private:
     const FrameRows& rows_;
@@ -182,8 +186,11 @@ Resampler::Resampler(Size source, Size target, Interpolation interpolation)
 
 void Resampler::operator()(const FrameRows& rows, std::uint8_t* out, int threads) const {
     const std::size_t bytes = row_bytes(target_.width, rows.channels());
-    parallel_ranges(target_.height, useful_threads(products(rows.channels()), threads),
-                    [&](int begin, int end) { band(rows, begin, end, out + static_cast<std::size_t>(begin) * bytes); });
+    parallel_ranges(target_.height, useful_threads(products(rows.channels()), threads), grain(), [&] {
+        return [write = bands(rows), out, bytes](int begin, int end) {
+            write(begin, end, out + static_cast<std::size_t>(begin) * bytes);
+        };
+    });
 }
 
 double Resampler::products(int channels) const noexcept {
@@ -194,69 +201,83 @@ double Resampler::products(int channels) const noexcept {
     return (across + down) * channels;
 }
 
-void Resampler::band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const {
+Resampler::Bands Resampler::bands(const FrameRows& rows) const {
     if (!nearest_rows_.empty()) {
-        nearest_band(rows, begin, end, out);
-    } else if (rows_first_ || columns_.target == 0) {
-        rows_band(rows, begin, end, out);
-    } else {
-        columns_band(rows, begin, end, out);
+        return nearest_bands(rows);
     }
+    return rows_first_ || columns_.target == 0 ? rows_bands(rows) : columns_bands(rows);
 }
 
-void Resampler::nearest_band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const {
+int Resampler::grain() const noexcept {
+    constexpr int few = 4;
+    const bool writes_blocks = columns_.target != 0 && (rows_first_ || rows_.target == 0);
+    return writes_blocks ? kBlockRows : few;
+}
+
+Resampler::Bands Resampler::nearest_bands(const FrameRows& rows) const {
     const std::size_t bytes = row_bytes(target_.width, rows.channels());
     const std::size_t roomy = roomy_places(nearest_columns_, source_.width);
-    RowReader read(rows, 1);
-    for (int y = begin; y < end; ++y, out += bytes) {
-        const int from = nearest_rows_[static_cast<std::size_t>(y)];
-        if (from < 0) {
-            std::memset(out, 0, bytes);
-        } else if (rows.channels() == 1) {
-            pick<1>(read(from), nearest_columns_, roomy, out);
-        } else if (rows.channels() == 3) {
-            pick<3>(read(from), nearest_columns_, roomy, out);
-        } else {
-            pick<4>(read(from), nearest_columns_, roomy, out);
+    return [this, bytes, roomy, channels = rows.channels(), read = RowReader(rows, 1)](int begin, int end,
+                                                                                       std::uint8_t* out) mutable {
+        read.restart();
+        for (int y = begin; y < end; ++y, out += bytes) {
+            const int from = nearest_rows_[static_cast<std::size_t>(y)];
+            if (from < 0) {
+                std::memset(out, 0, bytes);
+            } else if (channels == 1) {
+                pick<1>(read(from), nearest_columns_, roomy, out);
+            } else if (channels == 3) {
+                pick<3>(read(from), nearest_columns_, roomy, out);
+            } else {
+                pick<4>(read(from), nearest_columns_, roomy, out);
+            }
         }
-    }
+    };
 }
 
 // Columns first, or nothing but columns. In between only the rows that the next output row needs are kept.
-void Resampler::columns_band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const {
+Resampler::Bands Resampler::columns_bands(const FrameRows& rows) const {
     const std::size_t bytes = row_bytes(target_.width, rows.channels());
-    RowReader read(rows, kBlockRows);
-    BlockResizer resize(columns_, rows.channels());
     if (rows_.target == 0) {
-        Bytes beyond(bytes);
-        for (int y = begin; y < end; y += kBlockRows, out += kBlockRows * bytes) {
-            resize(block_of_input(read, y, source_.height), block_of_output(out, bytes, end - y, beyond.data()));
-        }
-        return;
-    }
-
-    RecentRows narrow(rows_.taps + kBlockRows, bytes);
-    TapRows taps(rows_);
-    int next = rows_.first[static_cast<std::size_t>(begin)];
-    for (int y = begin; y < end; ++y, out += bytes) {
-        for (; next < rows_.end(y); next += kBlockRows) {
-            BlockOut block{};
-            for (int i = 0; i < kBlockRows; ++i) {
-                block[static_cast<std::size_t>(i)] = narrow[next + i];
+        return [this, bytes, read = RowReader(rows, kBlockRows), resize = BlockResizer(columns_, rows.channels()),
+                beyond = Bytes(bytes)](int begin, int end, std::uint8_t* out) mutable {
+            read.restart();
+            for (int y = begin; y < end; y += kBlockRows, out += kBlockRows * bytes) {
+                resize(block_of_input(read, y, source_.height), block_of_output(out, bytes, end - y, beyond.data()));
             }
-            resize(block_of_input(read, next, source_.height), block);
-        }
-        taps.sum(
-            y, [&](int row) { return narrow[row]; }, bytes, out);
+        };
     }
+    return [this, bytes, read = RowReader(rows, kBlockRows), resize = BlockResizer(columns_, rows.channels()),
+            narrow = RecentRows(rows_.taps + kBlockRows, bytes), taps = TapRows(rows_), next = 0,
+            continued = -1](int begin, int end, std::uint8_t* out) mutable {
+        if (begin != continued) {
+            read.restart();
+            next = rows_.first[static_cast<std::size_t>(begin)];
+        }
+        for (int y = begin; y < end; ++y, out += bytes) {
+            for (; next < rows_.end(y); next += kBlockRows) {
+                BlockOut block{};
+                for (int i = 0; i < kBlockRows; ++i) {
+                    block[static_cast<std::size_t>(i)] = narrow[next + i];
+                }
+                resize(block_of_input(read, next, source_.height), block);
+            }
+            taps.sum(
+                y, [&](int row) { return narrow[row]; }, bytes, out);
+        }
+        continued = end;
+    };
 }
 
 // Rows first, or nothing but rows, or nothing at all.
-void Resampler::rows_band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const {
+Resampler::Bands Resampler::rows_bands(const FrameRows& rows) const {
     const std::size_t source_bytes = rows.row_bytes();
-    RowReader read(rows, rows_.taps + 1);
-    TapRows taps(rows_);
-    const auto low_row = [&](int y, std::uint8_t* to) {
+    auto low_row = [this, source_bytes, read = RowReader(rows, rows_.taps + 1), taps = TapRows(rows_), continued = -1](
+                       int y, std::uint8_t* to) mutable {
+        if (y != continued) {
+            read.restart();
+        }
+        continued = y + 1;
         if (rows_.target == 0) {
             std::memcpy(to, read(y), source_bytes);
         } else {
@@ -264,25 +285,27 @@ void Resampler::rows_band(const FrameRows& rows, int begin, int end, std::uint8_
         }
     };
     if (columns_.target == 0) {
-        for (int y = begin; y < end; ++y, out += source_bytes) {
-            low_row(y, out);
-        }
-        return;
+        return [source_bytes, low_row = std::move(low_row)](int begin, int end, std::uint8_t* out) mutable {
+            for (int y = begin; y < end; ++y, out += source_bytes) {
+                low_row(y, out);
+            }
+        };
     }
 
     const std::size_t bytes = row_bytes(target_.width, rows.channels());
-    BlockResizer resize(columns_, rows.channels());
-    Bytes low(source_bytes * kBlockRows);
-    Bytes beyond(bytes);
-    const BlockOut block = block_of_output(low.data(), source_bytes, kBlockRows, nullptr);
-    BlockIn filled{};
-    std::copy(block.begin(), block.end(), filled.begin());
-    for (int y = begin; y < end; y += kBlockRows, out += kBlockRows * bytes) {
-        for (int i = 0; i < std::min<int>(kBlockRows, end - y); ++i) {
-            low_row(y + i, block[static_cast<std::size_t>(i)]);
-        }
-        resize(filled, block_of_output(out, bytes, end - y, beyond.data()));
-    }
+    return
+        [source_bytes, bytes, low_row = std::move(low_row), resize = BlockResizer(columns_, rows.channels()),
+         low = Bytes(source_bytes * kBlockRows), beyond = Bytes(bytes)](int begin, int end, std::uint8_t* out) mutable {
+            const BlockOut block = block_of_output(low.data(), source_bytes, kBlockRows, nullptr);
+            BlockIn filled{};
+            std::copy(block.begin(), block.end(), filled.begin());
+            for (int y = begin; y < end; y += kBlockRows, out += kBlockRows * bytes) {
+                for (int i = 0; i < std::min<int>(kBlockRows, end - y); ++i) {
+                    low_row(y + i, block[static_cast<std::size_t>(i)]);
+                }
+                resize(filled, block_of_output(out, bytes, end - y, beyond.data()));
+            }
+        };
 }
 
 }  // namespace holocron::detail

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "filters.hpp"
@@ -41,12 +42,17 @@ class Resampler {
     /// \param threads the most to use, 1 at least; the pixels do not depend on it
     void operator()(const FrameRows& rows, std::uint8_t* out, int threads) const;
 
-    /// Some rows of the same.
+    /// Writes some rows of the resized image, from the first to one past the last. Where they follow those that it
+    /// wrote last, nothing is computed twice.
+    using Bands = std::function<void(int begin, int end, std::uint8_t* out)>;
+
+    /// What writes rows of an image, in one thread.
     ///
-    /// \param begin first row of the resized image
-    /// \param end one past the last
-    /// \param out the pixels of these rows alone
-    void band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const;
+    /// \param rows an image of the size source(), which must live as long as what is returned; so must this
+    [[nodiscard]] Bands bands(const FrameRows& rows) const;
+
+    /// How many rows are best written at once.
+    [[nodiscard]] int grain() const noexcept;
 
     /// Products of a weight and a value that an image takes.
     ///
@@ -54,9 +60,9 @@ class Resampler {
     [[nodiscard]] double products(int channels) const noexcept;
 
  private:
-    void nearest_band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const;
-    void columns_band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const;
-    void rows_band(const FrameRows& rows, int begin, int end, std::uint8_t* out) const;
+    [[nodiscard]] Bands nearest_bands(const FrameRows& rows) const;
+    [[nodiscard]] Bands columns_bands(const FrameRows& rows) const;
+    [[nodiscard]] Bands rows_bands(const FrameRows& rows) const;
 
     Size source_;
     Size target_;

@@ -55,7 +55,9 @@ std::vector<Prediction> Classification::top(std::size_t k) const {
 
 const Detection& Detections::operator[](std::size_t i) const { return entry(objects, i, "the object"); }
 
-const std::string& Detections::label(std::size_t i) const { return name_of(labels, (*this)[i].index); }
+const std::string& Detections::label(std::size_t i) const { return label((*this)[i]); }
+
+const std::string& Detections::label(const Detection& object) const { return name_of(labels, object.index); }
 
 std::vector<std::string> Detections::remarks() const {
     std::vector<std::string> texts;

@@ -66,6 +66,7 @@ TEST_CASE("C: null pointers are told by their names") {
     holocron_results* results = nullptr;
     holocron_tensors* tensors = nullptr;
     const std::vector<holocron_status> statuses{holocron_model_task(nullptr, &task),
+                                                holocron_model_warm_up(nullptr, 0, 0),
                                                 holocron_model_threads(nullptr, &number),
                                                 holocron_model_input_size(nullptr, &number, &number),
                                                 holocron_model_input(nullptr, 0, &tensor),
@@ -120,6 +121,47 @@ TEST_CASE("C: exceptions become statuses") {
     CHECK(guarded([] {}) == HOLOCRON_OK);
 }
 
+TEST_CASE("C: the shares of classes are computed when they are asked for, once, by whichever thread") {
+    holocron_results results;
+    results.task = Task::Segmentation;
+    const Labels labels = std::make_shared<const std::vector<std::string>>(std::vector<std::string>{"a", "b", "c"});
+    for (const std::int32_t odd : {1, 7}) {
+        Segmentation answer;
+        answer.class_map = {{2, 2}, {2, 2, 2, odd}};
+        answer.labels = labels;
+        answer.frame_size = {2, 2};
+        answer.fits_frame = true;
+        results.segmentations.push_back(answer);
+    }
+    results.shares = std::deque<detail::ClassShares>(2);
+    std::vector<const char*> names(8);
+    std::vector<std::thread> threads;
+    for (auto& name : names) {
+        threads.emplace_back([&results, &name] {
+            holocron_class found{};
+            CHECK(holocron_results_class(&results, 0, 0, &found) == HOLOCRON_OK);
+            CHECK(found.score == 0.75);
+            name = found.label;
+        });
+    }
+    for (auto& thread : threads) {
+        thread.join();
+    }
+    CHECK(std::string(names[0]) == "c");
+    CHECK(std::all_of(names.begin(), names.end(), [&](const char* name) { return name == names[0]; }));
+    size_t count = 0;
+    CHECK(holocron_results_class_count(&results, 0, &count) == HOLOCRON_OK);
+    CHECK(count == 2);
+    // A class map that no model gives: looking at the shares fails, each time, and nothing else does.
+    const std::int32_t* classes = nullptr;
+    size_t height = 0;
+    size_t width = 0;
+    CHECK(holocron_results_class_map(&results, 1, &classes, &height, &width) == HOLOCRON_OK);
+    CHECK(holocron_results_class_count(&results, 1, &count) == HOLOCRON_ERROR_INTERNAL);
+    CHECK(holocron_results_class_count(&results, 1, &count) == HOLOCRON_ERROR_INTERNAL);
+    CHECK(holocron_results_class_count(&results, 2, &count) == HOLOCRON_ERROR_ARGUMENT);
+}
+
 TEST_CASE("C: a bundle is opened and run, where OpenVINO is compiled in") {
     if (!has_openvino()) {
         MESSAGE("OpenVINO is not compiled in: skipped");
@@ -148,6 +190,8 @@ TEST_CASE("C: a bundle is opened and run, where OpenVINO is compiled in") {
     CHECK(spec.shape[0] == -1);
     CHECK(spec.shape[3] == 8);
     CHECK(holocron_model_input(model, 1, &spec) == HOLOCRON_ERROR_ARGUMENT);
+
+    CHECK(holocron_model_warm_up(model, 0, 0) == HOLOCRON_OK);
 
     std::vector<std::uint8_t> pixels(8 * 8 * 3, 0);
     for (std::size_t i = 1; i < pixels.size(); i += 3) {

@@ -46,7 +46,8 @@ TEST_CASE("what is not there cannot be loaded") {
     LoadOptions options;
     options.backend = "tflite";
     CHECK(refusal(bundle, options) ==
-          "there is no backend 'tflite': expected one of onnxruntime, openvino, tensorrt, tensorrt_rtx");
+          "there is no backend 'tflite': expected one of onnxruntime, openvino, onnxruntime-cuda, "
+          "tensorrt, tensorrt_rtx");
     options = {};
     options.precision = "int4";
     CHECK(refusal(bundle, options) ==

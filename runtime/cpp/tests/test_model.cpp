@@ -124,6 +124,45 @@ TEST_CASE("a call that does not fit the model is told") {
     CHECK_THROWS_AS(static_cast<void>(model.segment(red.frame())), ArgumentError);
 }
 
+TEST_CASE("warming up runs the network twice on one frame, of a size that it takes") {
+    std::vector<Shape> shapes;
+    const auto counting =
+        std::make_shared<FakeExecutable>(image_input(), logits_output(), [&shapes](const std::vector<Tensor>& inputs) {
+            shapes.push_back(inputs[0].shape());
+            return mean_colour(inputs);
+        });
+    make_model(counting).warm_up();
+    make_model(counting).warm_up({480, 640});
+    CHECK(shapes == std::vector<Shape>(4, Shape{1, 3, 8, 8}));
+
+    auto manifest = tests::mean_colour_manifest(8);
+    const std::vector<TensorSpec> frame_inputs{
+        {"frame",
+         ElementType::UInt8,
+         {std::string("batch"), std::string("height"), std::string("width"), std::int64_t{3}}},
+        {"rows", ElementType::Float32, {std::string("batch"), std::int64_t{8}, std::string("height")}},
+        {"columns", ElementType::Float32, {std::string("batch"), std::string("width"), std::int64_t{8}}}};
+    manifest["frame"] = {{"channels", "bgr"}, {"size", {40, 60}}, {"fixed", false}};
+    manifest["inputs"] = {{{"name", "frame"}, {"dtype", "uint8"}, {"shape", {"batch", "height", "width", 3}}},
+                          {{"name", "rows"}, {"dtype", "float32"}, {"shape", {"batch", 8, "height"}}},
+                          {{"name", "columns"}, {"dtype", "float32"}, {"shape", {"batch", "width", 8}}}};
+    shapes.clear();
+    const auto frames =
+        std::make_shared<FakeExecutable>(frame_inputs, logits_output(), [&shapes](const std::vector<Tensor>& inputs) {
+            shapes.push_back(inputs[0].shape());
+            return std::vector<Tensor>{tensor_of({1, 3}, {0.F, 1.F, 2.F})};
+        });
+    const Model model = make_model(manifest, frames);
+    model.warm_up();
+    model.warm_up({20, 30});
+    CHECK(shapes == std::vector<Shape>{{1, 40, 60, 3}, {1, 40, 60, 3}, {1, 20, 30, 3}, {1, 20, 30, 3}});
+    for (const Size wrong : {Size{41, 60}, Size{40, 1 << 30}, Size{0, 5}, Size{-1, 5}}) {
+        CHECK_THROWS_AS(model.warm_up(wrong), ImageError);
+    }
+    model.close();
+    CHECK_THROWS_AS(model.warm_up(), BackendError);
+}
+
 TEST_CASE("answers that are not finite are errors") {
     for (const float value : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
         const auto network = std::make_shared<FakeExecutable>(

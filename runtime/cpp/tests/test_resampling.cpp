@@ -203,8 +203,9 @@ TEST_CASE("bands put together are the whole") {
         const auto whole = resized(pixels, source, target, interpolation);
         const Resampler resample(source, target, interpolation);
         std::vector<std::uint8_t> out(whole.size());
-        for (const auto& [begin, end] : {std::pair{17, 30}, {0, 1}, {1, 17}}) {
-            resample.band(rows, begin, end, out.data() + begin * target.width * 3);
+        const auto write = resample.bands(rows);
+        for (const auto& [begin, end] : {std::pair{17, 22}, {22, 30}, {0, 1}, {1, 5}, {5, 6}, {11, 17}, {6, 11}}) {
+            write(begin, end, out.data() + begin * target.width * 3);
         }
         CHECK(out == whole);
     }
@@ -267,13 +268,22 @@ TEST_CASE("ranges are covered once, by any number of threads") {
     for (const int count : {0, 1, 2, 10, 97}) {
         for (const int threads : {1, 2, 3, 200}) {
             std::vector<std::atomic<int>> visits(static_cast<std::size_t>(count));
-            parallel_ranges(count, threads, [&](int begin, int end) {
-                CHECK(begin < end);
-                for (int i = begin; i < end; ++i) {
-                    ++visits[static_cast<std::size_t>(i)];
-                }
-            });
-            CHECK(std::all_of(visits.begin(), visits.end(), [](const auto& v) { return v == 1; }));
+            for (const int grain : {1, 4, 1000}) {
+                std::atomic<int> makers{0};
+                const auto visit = [&](int begin, int end) {
+                    REQUIRE(begin < end);
+                    for (int i = begin; i < end; ++i) {
+                        ++visits[static_cast<std::size_t>(i)];
+                    }
+                };
+                parallel_ranges(count, threads, grain, [&] {
+                    ++makers;
+                    return visit;
+                });
+                CHECK(makers <= threads);
+                CHECK(std::all_of(visits.begin(), visits.end(), [](const auto& v) { return v == 1; }));
+                std::fill(visits.begin(), visits.end(), 0);
+            }
         }
     }
 }
@@ -284,7 +294,7 @@ TEST_CASE("several callers share the threads") {
     for (std::atomic<int>& sum : sums) {
         callers.emplace_back([&sum] {
             for (int round = 0; round < 200; ++round) {
-                parallel_ranges(10, 3, [&sum](int begin, int end) { sum += end - begin; });
+                parallel_ranges(10, 3, 2, [&sum] { return [&sum](int begin, int end) { sum += end - begin; }; });
             }
         });
     }
@@ -294,6 +304,23 @@ TEST_CASE("several callers share the threads") {
     CHECK(std::all_of(sums.begin(), sums.end(), [](const auto& sum) { return sum == 2000; }));
 }
 
+TEST_CASE("one thread does not wait for another that has not begun or is slow") {
+    // One of two threads is held up at its first range until all else is done but the little that is not worth taking.
+    std::atomic<int> done{0};
+    std::atomic<bool> held{false};
+    parallel_ranges(64, 2, 1, [&] {
+        return [&](int begin, int end) {
+            if (!held.exchange(true)) {
+                while (done < 60) {
+                    std::this_thread::yield();
+                }
+            }
+            done += end - begin;
+        };
+    });
+    CHECK(done == 64);
+}
+
 TEST_CASE("an error in a thread is the caller's") {
     for (const int bad : {0, 5, 9}) {
         const auto work = [bad](int begin, int end) {
@@ -301,6 +328,9 @@ TEST_CASE("an error in a thread is the caller's") {
                 throw std::runtime_error("no");
             }
         };
-        CHECK_THROWS_WITH_AS(parallel_ranges(10, 4, work), "no", std::runtime_error);
+        CHECK_THROWS_WITH_AS(parallel_ranges(10, 4, 1, [&] { return work; }), "no", std::runtime_error);
     }
+    const auto fail = []() -> RangeWork { throw std::runtime_error("none"); };
+    CHECK_THROWS_WITH_AS(parallel_ranges(10, 4, 1, fail), "none", std::runtime_error);
+    CHECK_THROWS_WITH_AS(parallel_ranges(1, 4, 1, fail), "none", std::runtime_error);
 }

@@ -92,3 +92,15 @@ TEST_CASE("an engine is for its library's version and its GPU") {
     CHECK(detail::engine_problem(info, {"11.0.0", std::nullopt}) ==
           "was built with TensorRT 10.3.0 for compute capability 8.7, here are TensorRT 11.0.0 and an unknown GPU");
 }
+
+TEST_CASE("objects have names and extents") {
+    Detections found;
+    found.labels = std::make_shared<const std::vector<std::string>>(std::vector<std::string>{"cat", "dog"});
+    found.objects = {{{10, 20, 40, 25}, 0.5F, 1}, {{}, 0.25F, 7}};
+    CHECK(found.label(0) == "dog");
+    CHECK(found.label(found.objects[0]) == "dog");
+    CHECK(found[0].box.width() == 30);
+    CHECK(found[0].box.height() == 5);
+    CHECK_THROWS_AS(static_cast<void>(found.label(1)), ArgumentError);
+    CHECK_THROWS_AS(static_cast<void>(found.label(2)), ArgumentError);
+}

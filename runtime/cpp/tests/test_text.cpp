@@ -1,10 +1,16 @@
 #include <doctest/doctest.h>
 
+#include <string>
+
+#include "gpu.hpp"
+#include "holocron/errors.hpp"
 #include "json.hpp"
+#include "json_syntax.hpp"
 #include "text.hpp"
 #include "unicode.hpp"
 
 using namespace holocron::detail;
+using holocron::BackendError;
 
 TEST_CASE("strings are quoted as Python quotes them") {
     CHECK(repr("cat") == "'cat'");
@@ -89,4 +95,35 @@ TEST_CASE("JSON that readers differ about is refused") {
     CHECK_THROWS_AS(static_cast<void>(parse_json(std::string(100000, '['))), JsonError);
     CHECK_THROWS_AS(static_cast<void>(parse_json(std::string(1000, '[') + std::string(1000, ']'))), JsonError);
     CHECK_NOTHROW(static_cast<void>(parse_json(std::string(500, '[') + std::string(500, ']'))));
+}
+
+TEST_CASE("what is not JSON is told by its place, in characters") {
+    const auto mistake = [](std::string_view text) { return json_mistake(text).value_or("none"); };
+    CHECK(mistake(" {\"a\": [1, -0.5e+3, true, null, \"\\ud83d\\uDC08\\n\"], \"b\": {}}\n") == "none");
+    CHECK(mistake("[1,\n  2,]") == "a syntax error in line 2, column 5");
+    CHECK(mistake("{\"ä猫\": x}") == "a syntax error in line 1, column 8");
+    CHECK(mistake("[\"ab\\x\"]") == "a syntax error in line 1, column 5");
+    CHECK(mistake("[1.]") == "a syntax error in line 1, column 3");
+    CHECK(mistake("[01]") == "a syntax error in line 1, column 3");
+    CHECK(mistake("[\"\\udc00\"]") == "a syntax error in line 1, column 3");
+    CHECK(mistake("{} {}") == "a syntax error in line 1, column 4");
+    for (const char* text : {"", "{", "[1,", "{\"a\"", "[\"ab", "\"\\"}) {
+        CHECK(mistake(text) ==
+              (text == std::string("\"\\") ? "a syntax error in line 1, column 2" : "it ends too early"));
+    }
+    CHECK(mistake(std::string(513, '[')) == "it is nested more than 512 levels deep");
+    CHECK(mistake(std::string(512, '[') + std::string(512, ']')) == "none");
+}
+
+TEST_CASE("a GPU is asked for by its number") {
+    CHECK(gpu_index("", 3) == 0);
+    CHECK(gpu_index("cuda", 3) == 0);
+    CHECK(gpu_index("2", 3) == 2);
+    CHECK(gpu_index("CUDA:1", 3) == 1);
+    for (const char* wrong : {"3", "cuda:9", "gpu", "cuda:", "-1", "99999999999"}) {
+        CHECK_THROWS_WITH_AS(
+            static_cast<void>(gpu_index(wrong, 2)),
+            ("there is no device '" + std::string(wrong) + "': expected one of cuda:0, cuda:1").c_str(), BackendError);
+    }
+    CHECK_THROWS_WITH_AS(static_cast<void>(gpu_index("0", 0)), "there is no NVIDIA GPU here", BackendError);
 }

@@ -4,6 +4,13 @@
 #ifndef HOLOCRON_EXPORT_H
 #define HOLOCRON_EXPORT_H
 
+/* HOLOCRON_API is part of the library's interface, HOLOCRON_LOCAL is not, although it lies in what is. */
+#if defined(_WIN32)
+#define HOLOCRON_LOCAL
+#else
+#define HOLOCRON_LOCAL __attribute__((visibility("hidden")))
+#endif
+
 #if defined(HOLOCRON_STATIC)
 #define HOLOCRON_API
 #elif defined(_WIN32)

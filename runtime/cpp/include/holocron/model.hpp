@@ -24,7 +24,8 @@ struct EngineOptions {
 
 /// What `load` is asked for.
 struct LoadOptions {
-    /// `"tensorrt"`, `"tensorrt_rtx"`, `"openvino"` or `"onnxruntime"`; empty for the best that opens the network.
+    /// `"tensorrt"`, `"tensorrt_rtx"`, `"onnxruntime-cuda"`, `"openvino"` or `"onnxruntime"`; empty for the best that
+    /// opens the network.
     std::string backend;
     /// `"fp32"`, `"fp16"`, `"int8"` (of the scheme that suits the backend), `"int8.cpu"` or `"int8.trt"`; empty for the
     /// backend's best.
@@ -112,11 +113,19 @@ class HOLOCRON_API Model {
     /// \throws ImageError if there are none, or one cannot be taken
     [[nodiscard]] Tensors feeds(const std::vector<Frame>& frames) const;
 
+    /// Run the network twice on a black frame, so that the first real one does not wait for what is done once: memory
+    /// is allocated, kernels are loaded, CUDA graphs recorded.
+    ///
+    /// \param frame_size of the frames that will come, where the network takes frames of several sizes; 0 × 0 for the
+    ///        largest. Other networks take one size, whatever the frames have
+    /// \throws see the class
+    void warm_up(Size frame_size = {}) const;
+
     /// Release the network; calling it twice is allowed. Calls that are running in other threads finish, later ones are
     /// a BackendError.
     void close() const;
 
-    class Impl;
+    class HOLOCRON_LOCAL Impl;
     /// For `load`.
     explicit Model(std::shared_ptr<const Impl> impl) noexcept;
 
@@ -124,7 +133,8 @@ class HOLOCRON_API Model {
     std::shared_ptr<const Impl> impl_;
 };
 
-/// Open a bundle with the best backend and precision that there are here, or with those asked for.
+/// Open a bundle with the best backend and precision that there are here, or with those asked for. Several threads may
+/// call it at once.
 ///
 /// \param path a bundle's folder, or an ONNX file out of one
 /// \param options what is asked for

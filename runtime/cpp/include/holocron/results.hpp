@@ -55,6 +55,9 @@ struct Box {
     float ymin = 0;
     float xmax = 0;
     float ymax = 0;
+
+    [[nodiscard]] constexpr float width() const noexcept { return xmax - xmin; }
+    [[nodiscard]] constexpr float height() const noexcept { return ymax - ymin; }
 };
 
 /// One object.
@@ -87,6 +90,8 @@ struct HOLOCRON_API Detections {
     [[nodiscard]] const Detection& operator[](std::size_t i) const;
     /// Name of the class of an object. \throws ArgumentError if there is no such one
     [[nodiscard]] const std::string& label(std::size_t i) const;
+    /// Name of the class of one of these objects. \throws ArgumentError if there is no such class
+    [[nodiscard]] const std::string& label(const Detection& object) const;
     /// What is not as it should be about this answer, and what to do about it; empty if nothing is.
     [[nodiscard]] std::vector<std::string> remarks() const;
 };

@@ -82,7 +82,8 @@ typedef struct holocron_tensors holocron_tensors;
 /** What holocron_load is asked for. Set it up with holocron_load_options_init. */
 typedef struct holocron_load_options {
     size_t size;           /**< of this struct, set by holocron_load_options_init */
-    const char* backend;   /**< "tensorrt", "tensorrt_rtx", "openvino" or "onnxruntime"; NULL for the best */
+    const char* backend;   /**< "tensorrt", "tensorrt_rtx", "onnxruntime-cuda", "openvino" or "onnxruntime"; NULL for
+                              the best */
     const char* precision; /**< "fp32", "fp16", "int8", "int8.cpu" or "int8.trt"; NULL for the backend's best */
     const char* device;    /**< a GPU's number or "cuda:1", "cpu", or one of OpenVINO's devices; NULL for the first */
     int32_t threads;       /**< processor threads of one call, 1 to 1024; 0 for the physical cores */
@@ -154,6 +155,13 @@ HOLOCRON_API holocron_status holocron_load_options_init(holocron_load_options* o
  */
 HOLOCRON_API holocron_status holocron_load(const char* path, const holocron_load_options* options,
                                            holocron_model** model);
+
+/** Run the network twice on a black frame, so that the first real one does not wait for what is done once.
+ *
+ * \param height and width of the frames that will come, where the network takes frames of several sizes; 0 and 0 for
+ * the largest
+ */
+HOLOCRON_API holocron_status holocron_model_warm_up(const holocron_model* model, int32_t height, int32_t width);
 
 /** Release the network. Calls that are running finish, later ones are HOLOCRON_ERROR_BACKEND. May be called twice. */
 HOLOCRON_API holocron_status holocron_model_close(holocron_model* model);

@@ -160,6 +160,8 @@ std::shared_ptr<Executable> open_openvino(const Network& network, const SessionO
 #ifdef HOLOCRON_HAS_ONNXRUNTIME
 std::string onnxruntime_problem();
 std::shared_ptr<Executable> open_onnxruntime(const Network& network, const SessionOptions& options);
+std::string onnxruntime_cuda_problem();
+std::shared_ptr<Executable> open_onnxruntime_cuda(const Network& network, const SessionOptions& options);
 #endif
 
 #ifdef HOLOCRON_HAS_TENSORRT

@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <string_view>
-#include <vector>
 
-#include "text.hpp"
+#include "gpu.hpp"
 
 namespace holocron::detail {
 
@@ -112,32 +110,7 @@ std::optional<std::string> cuda_capability(int device) {
     }
 }
 
-int cuda_device_index(const std::string& device) {
-    constexpr std::string_view kPrefix = "cuda:";
-    constexpr std::size_t kMostDigits = 4;
-    std::string text = device.empty() ? "0" : device;
-    std::transform(text.begin(), text.end(), text.begin(),
-                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    if (text == "cuda") {
-        text = "0";
-    } else if (text.rfind(kPrefix, 0) == 0) {
-        text.erase(0, kPrefix.size());
-    }
-    const int count = cuda_device_count();
-    if (count == 0) {
-        throw BackendError("there is no NVIDIA GPU here");
-    }
-    const bool is_number =
-        !text.empty() && text.size() <= kMostDigits && text.find_first_not_of("0123456789") == std::string::npos;
-    if (!is_number || std::stoi(text) >= count) {
-        std::vector<std::string> known;
-        for (int i = 0; i < count; ++i) {
-            known.push_back("cuda:" + std::to_string(i));
-        }
-        throw BackendError("there is no device " + repr(device) + ": expected one of " + joined(known));
-    }
-    return std::stoi(text);
-}
+int cuda_device_index(const std::string& device) { return gpu_index(device, cuda_device_count()); }
 
 bool cuda_shares_memory(int device) {
     return attribute(cudaDevAttrIntegrated, device) != 0 && attribute(cudaDevAttrCanMapHostMemory, device) != 0;

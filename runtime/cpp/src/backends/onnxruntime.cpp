@@ -5,11 +5,15 @@
 #include <algorithm>
 #include <cctype>
 #include <cstddef>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backends/backend.hpp"
+#include "backends/cuda_driver.hpp"
 #include "cpu.hpp"
+#include "gpu.hpp"
 #include "text.hpp"
 
 namespace holocron::detail {
@@ -92,7 +96,11 @@ std::vector<const char*> names_of(const std::vector<TensorSpec>& specs) {
 
 /// The library's functions; null if it is older than the headers that this was compiled with.
 const OrtApi* find_api() {
-    static const OrtApi* const api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
+    static const OrtApi* const api = [] {
+        const OrtApi* const found = OrtGetApiBase()->GetApi(ORT_API_VERSION);
+        Ort::InitApi(found);
+        return found;
+    }();
     return api;
 }
 
@@ -102,13 +110,48 @@ Ort::Env& environment() {
     return instance;
 }
 
-Ort::SessionOptions session_options(int threads) {
+constexpr const char* kCudaProvider = "CUDAExecutionProvider";
+
+/// Options of ONNX Runtime's provider for CUDA.
+class CudaOptions {
+ public:
+    explicit CudaOptions(int gpu) {
+        Ort::ThrowOnError(Ort::GetApi().CreateCUDAProviderOptions(&options_));
+        try {
+            set("device_id", std::to_string(gpu).c_str());
+#if ORT_API_VERSION >= 18
+            // A float32 network is computed in float32: TF32 keeps 10 bits of the significand.
+            set("use_tf32", "0");
+#endif
+        } catch (...) {
+            Ort::GetApi().ReleaseCUDAProviderOptions(options_);
+            throw;
+        }
+    }
+    CudaOptions(const CudaOptions&) = delete;
+    CudaOptions& operator=(const CudaOptions&) = delete;
+    ~CudaOptions() { Ort::GetApi().ReleaseCUDAProviderOptions(options_); }
+
+    [[nodiscard]] const OrtCUDAProviderOptionsV2& get() const noexcept { return *options_; }
+
+ private:
+    void set(const char* key, const char* value) {
+        Ort::ThrowOnError(Ort::GetApi().UpdateCUDAProviderOptions(options_, &key, &value, 1));
+    }
+
+    OrtCUDAProviderOptionsV2* options_ = nullptr;
+};
+
+/// \param gpu its number; nothing for the processor
+Ort::SessionOptions session_options(int threads, std::optional<int> gpu) {
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(threads);
     options.SetInterOpNumThreads(1);
     options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
     options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
-    if (is_x86() && !has_int8_dot_product()) {
+    if (gpu) {
+        options.AppendExecutionProvider_CUDA_V2(CudaOptions(*gpu).get());
+    } else if (is_x86() && !has_int8_dot_product()) {
         // Sums of uint8 x int8 products saturate on these processors; this setting makes them uint8 x uint8, which is
         // exact and takes a third longer.
         options.AddConfigEntry("session.x64quantprecision", "1");
@@ -137,8 +180,12 @@ class OnnxRuntimeContext final : public Context {
 
 class OnnxRuntimeExecutable final : public Executable {
  public:
-    OnnxRuntimeExecutable(const Network& network, int threads)
-        : session_(environment(), network.file.c_str(), session_options(threads)) {
+    /// \param backend its name, for errors
+    /// \param gpu its number; nothing for the processor
+    OnnxRuntimeExecutable(std::string backend, const Network& network, int threads, std::optional<int> gpu)
+        : backend_(std::move(backend)),
+          session_(environment(), network.file.c_str(), session_options(threads, gpu)),
+          device_(gpu ? "cuda:" + std::to_string(*gpu) : "cpu") {
         const Ort::AllocatorWithDefaultOptions allocator;
         for (std::size_t i = 0; i < session_.GetInputCount(); ++i) {
             inputs_.push_back(
@@ -160,8 +207,12 @@ class OnnxRuntimeExecutable final : public Executable {
         try {
             return std::make_unique<OnnxRuntimeContext>(*this);
         } catch (const Ort::Exception& e) {
-            throw BackendError("onnxruntime failed to run the network: " + one_line(e.what()));
+            throw run_error(e);
         }
+    }
+
+    [[nodiscard]] BackendError run_error(const Ort::Exception& e) const {
+        return BackendError(backend_ + " failed to run the network: " + one_line(e.what()));
     }
 
     /// Threads may call it at once.
@@ -171,8 +222,9 @@ class OnnxRuntimeExecutable final : public Executable {
     }
 
  private:
+    std::string backend_;
     Ort::Session session_;
-    std::string device_ = "cpu";
+    std::string device_;
     std::vector<TensorSpec> inputs_;
     std::vector<TensorSpec> outputs_;
     std::vector<const char*> input_names_;   // of `inputs_`
@@ -201,7 +253,7 @@ void OnnxRuntimeContext::bind(std::size_t index, const TensorView& tensor) {
         inputs_[index] = Ort::Value::CreateTensor(host_, data, tensor.byte_count(), tensor.shape.data(),
                                                   tensor.shape.size(), onnx_type(tensor.type));
     } catch (const Ort::Exception& e) {
-        throw BackendError("onnxruntime failed to run the network: " + one_line(e.what()));
+        throw network_.run_error(e);
     }
 }
 
@@ -215,7 +267,19 @@ std::vector<TensorView> OnnxRuntimeContext::run() {
         }
         return views;
     } catch (const Ort::Exception& e) {
-        throw BackendError("onnxruntime failed to run the network: " + one_line(e.what()));
+        throw network_.run_error(e);
+    }
+}
+
+std::shared_ptr<Executable> open(const std::string& backend, const Network& network, int threads,
+                                 std::optional<int> gpu) {
+    const std::string where = backend + " cannot open " + network.file.string() + ": ";
+    try {
+        return std::make_shared<OnnxRuntimeExecutable>(backend, network, threads, gpu);
+    } catch (const BackendError& e) {
+        throw BackendError(where + e.what());
+    } catch (const Ort::Exception& e) {
+        throw BackendError(where + one_line(e.what()));
     }
 }
 
@@ -237,15 +301,27 @@ std::shared_ptr<Executable> open_onnxruntime(const Network& network, const Sessi
     if (!device.empty() && device != "cpu") {
         throw BackendError("onnxruntime runs on the device 'cpu' only, not on " + repr(options.device));
     }
-    Ort::InitApi(find_api());
-    const std::string where = "onnxruntime cannot open " + network.file.string() + ": ";
-    try {
-        return std::make_shared<OnnxRuntimeExecutable>(network, options.threads);
-    } catch (const BackendError& e) {
-        throw BackendError(where + e.what());
-    } catch (const Ort::Exception& e) {
-        throw BackendError(where + one_line(e.what()));
+    return open("onnxruntime", network, options.threads, std::nullopt);
+}
+
+std::string onnxruntime_cuda_problem() {
+    std::string problem = onnxruntime_problem();
+    if (!problem.empty()) {
+        return problem;
     }
+    if (driver_gpu_count() == 0) {
+        return "onnxruntime-cuda needs an NVIDIA GPU and its driver, and none was found";
+    }
+    const auto providers = Ort::GetAvailableProviders();
+    if (std::find(providers.begin(), providers.end(), kCudaProvider) == providers.end()) {
+        return std::string("the onnxruntime installed here has no ") + kCudaProvider +
+               ": install its release for GPUs, and build the runtime with that";
+    }
+    return {};
+}
+
+std::shared_ptr<Executable> open_onnxruntime_cuda(const Network& network, const SessionOptions& options) {
+    return open("onnxruntime-cuda", network, options.threads, gpu_index(options.device, driver_gpu_count()));
 }
 
 }  // namespace holocron::detail
