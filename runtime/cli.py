@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -25,13 +26,19 @@ from .video_readers import VideoSource
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
+_QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # it prints errors on top of ours
 _WIDEST = 40  # column that is kept free for names and labels not seen yet
 
 
 @click.command(cls=OneLineCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, metavar="IMAGE...", type=click.Path())
-@click.option("--camera", callback=camera_source, metavar="CAMERA", help="Answer a camera's frames, too: its number or /dev/videoN.")
+@click.option(
+    "--camera",
+    callback=camera_source,
+    metavar="CAMERA",
+    help="Answer a camera's frames, too: its number or /dev/videoN.",
+)
 @click.option("--frames", type=click.IntRange(1), metavar="N", help="Frames of each video to answer; by default all.")
 @click.option(
     "--every",
@@ -89,6 +96,8 @@ def run(
     sources = list_sources(images, camera)
     has_video = any(isinstance(source, VideoSource) for source in sources)
     _check_usage(sources, has_video, frames, every)
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     workers, threads_of_each = split_threads(threads, None if has_video else len(sources))
     with load(
         bundle,

@@ -263,7 +263,7 @@ class Segmentation:
         """
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}, expected 0 to 1")
-        colours = Image.fromarray(palette(256)[self.resized() % 256])
+        colours = Image.fromarray(palette(256)[self.resized().astype(np.uint8)])  # of more classes some share theirs
         if colours.size != image.size:
             colours = colours.resize(image.size, Image.Resampling.NEAREST)
         return Image.blend(image.convert("RGB"), colours, opacity)

@@ -96,6 +96,7 @@ class VideoWriter:
         self.close()
 
     def _opened(self, width: int, height: int) -> _Encoder:
+        self._partial.touch()  # OpenCV would not say why it cannot, and PyAV not before it has encoded some frames
         kind: type[_PyavEncoder | _OpencvEncoder] = _PyavEncoder if self._library == PYAV else _OpencvEncoder
         return kind(self._partial, self._rate, (width + width % 2, height + height % 2))
 
