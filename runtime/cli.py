@@ -1,39 +1,56 @@
-"""`holocron-run` classifies or segments images with a bundle, `holocron-bench` times it."""
+"""`holocron-run` answers images and videos with a bundle, `holocron-bench` times it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
 from .backends import BACKENDS
 from .bench import BenchRow, benchmark
+from .cli_answers import Answering, Entry
 from .cli_errors import USAGE, OneLineCommand, print_error
-from .detections import Detections
-from .errors import BackendError, BundleError, HolocronError, ImageError
-from .images import list_images, open_image
+from .cli_save import SaveFolder
+from .cli_sources import Source, camera_source, list_sources
+from .errors import BackendError, HolocronError
 from .model import Model, load
-from .results import Segmentation
-from .stream import StreamAnswer, split_threads
-from .table import format_table
-from .tasks import Result, TaskBehaviour, task_behaviour
+from .stream import split_threads
+from .table import TableLines, format_table
+from .tasks import TaskBehaviour, task_behaviour
+from .video_readers import VideoSource
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
+_QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # it prints errors on top of ours
+_WIDEST = 40  # column that is kept free for names and labels not seen yet
 
 
 @click.command(cls=OneLineCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, metavar="IMAGE...", type=click.Path())
+@click.option(
+    "--camera",
+    callback=camera_source,
+    metavar="CAMERA",
+    help="Answer a camera's frames, too: its number or /dev/videoN.",
+)
+@click.option("--frames", type=click.IntRange(1), metavar="N", help="Frames of each video to answer; by default all.")
+@click.option(
+    "--every",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Answer each N-th frame of a video, from the first; by default each.",
+)
 @click.option(
     "--top", type=click.IntRange(1), help="Classes to print for each image; by default the likeliest, or all."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list, one object an image.")
-@click.option("--save", type=_FOLDER, help="Folder for each image's class map, or its boxes drawn on it.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list, one object an image; of videos JSON Lines.")
+@click.option("--save", type=_FOLDER, help="Folder for class maps, images with their boxes, and annotated videos.")
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="By default the best that suits the backend.")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="By default the best that is installed.")
 @click.option(
@@ -46,7 +63,10 @@ _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
 @click.option("--fast-decode", is_flag=True, help="Decode JPEG files at a fraction of their size, less exactly.")
 def run(
     bundle: Path,
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
+    camera: VideoSource | None,
+    frames: int | None,
+    every: int | None,
     top: int | None,
     as_json: bool,
     save: Path | None,
@@ -57,16 +77,28 @@ def run(
     rebuild: bool,
     fast_decode: bool,
 ) -> int:
-    """Classify, segment or find objects in each IMAGE with BUNDLE. A folder stands for the images in it, sorted.
+    """Classify, segment or find objects in each IMAGE with BUNDLE. A folder stands for the images in it, sorted. An
+    IMAGE may also be a video: a file such as ride.mp4, or an address such as rtsp://host/stream.
 
     Of a classifier the likeliest class is printed, of a segmenter the share of the pixels that each class has, of a
     detector every object. An image that cannot be taken is reported on stderr, the others are still answered, and the
     exit code is 2.
 
+    Where there is a video, each answer is printed once it is there: a row with the frame's number and its time in
+    seconds, or with --json an object a line. Of a live source slower answers than frames leave frames out, and it is
+    an error that it ends; Ctrl-C ends it with the exit code 130.
+
+    --save writes a video as FOLDER/ride.mp4, which appears when it is finished. An interrupt or an error finishes it,
+    too, with the frames until then.
+
     Several images are worked on at once, as many as there are threads.
     """
-    files = _listed(images)
-    workers, threads_of_each = split_threads(threads, len(files))
+    sources = list_sources(images, camera)
+    has_video = any(isinstance(source, VideoSource) for source in sources)
+    _check_usage(sources, has_video, frames, every)
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    workers, threads_of_each = split_threads(threads, None if has_video else len(sources))
     with load(
         bundle,
         precision,
@@ -78,90 +110,34 @@ def run(
         rebuild=rebuild,
     ) as model:
         behaviour = task_behaviour(model.manifest)
-        saver = None if save is None else _Saver(save, model)
-        top = top or behaviour.default_top
-        answers = list(_answers(model, files, workers, top, saver))
+        saver = None if save is None else SaveFolder(save, model, sources)
+        answering = Answering(model, workers, top or behaviour.default_top, saver, frames, every or 1)
+        failed = False
+        with closing(answering.entries(sources)) as entries:
+            if has_video:
+                echo = _line_printer(model, behaviour, sources, as_json)
+                for entry in entries:
+                    echo(entry)
+                    failed = failed or "error" in entry
+            else:
+                answers = list(entries)
+                _print_list(answers, behaviour, as_json)
+                failed = any("error" in answer for answer in answers)
+    return USAGE if failed else 0
+
+
+def _check_usage(sources: Sequence[Source], has_video: bool, frames: int | None, every: int | None) -> None:
+    if not sources:
+        raise click.UsageError("Missing argument 'IMAGE...': give an image, a folder or a video, or --camera")
+    for option, value in (("--frames", frames), ("--every", every)):
+        if value is not None and not has_video:
+            raise click.UsageError(f"{option} is for videos and cameras, and there is none: leave it out")
+
+
+def _print_list(answers: Sequence[Entry], behaviour: TaskBehaviour, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answers, indent=2, ensure_ascii=False))
-    else:
-        _print_answers(answers, behaviour)
-    return USAGE if any("error" in answer for answer in answers) else 0
-
-
-class _Saver:
-    """Writes class maps, or images with boxes drawn on them, into a folder, each under the name of its image, with a
-    number where two have the same.
-    """
-
-    def __init__(self, folder: Path, model: Model) -> None:
-        if model.task == "classification":
-            raise BundleError(
-                f"--save writes class maps and boxes, which a bundle for {model.task} does not give: leave it out"
-            )
-        self._folder, self._taken = folder, set[str]()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise ImageError(f"cannot make the folder {folder}: {e.strerror or e}") from e
-
-    def __call__(self, image: Path, result: Result) -> str:
-        assert isinstance(result, (Segmentation, Detections))
-        name, number = image.stem, 1
-        while name in self._taken:
-            name, number = f"{image.stem}-{number}", number + 1
-        self._taken.add(name)
-        path = self._folder / f"{name}.png"
-        try:
-            (result.image() if isinstance(result, Segmentation) else result.draw(open_image(image))).save(path)
-        except OSError as e:
-            raise ImageError(f"cannot write {path}: {e.strerror or e}") from e
-        return str(path)
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """One image of the command line, or what is wrong with a folder that stands for several."""
-
-    path: Path
-    error: ImageError | None = None
-
-
-def _listed(images: tuple[Path, ...]) -> list[_Listed]:
-    """The images of the command line, those of its folders included."""
-    return [file for image in images for file in (_files_of(image) if image.is_dir() else [_Listed(image)])]
-
-
-def _files_of(folder: Path) -> list[_Listed]:
-    try:
-        return [_Listed(path) for path in list_images(folder)]
-    except ImageError as e:
-        return [_Listed(folder, e)]
-
-
-def _answers(
-    model: Model, files: list[_Listed], workers: int, top: int | None, saver: _Saver | None
-) -> Iterator[dict[str, Any]]:
-    """What the model says of each image, in order; an error takes the answer's place."""
-    answers = model.stream((file.path for file in files if file.error is None), workers)
-    for file in files:
-        yield _entry(file, answers, top, saver)
-
-
-def _entry(file: _Listed, answers: Iterator[StreamAnswer], top: int | None, saver: _Saver | None) -> dict[str, Any]:
-    try:
-        if file.error is not None:
-            raise file.error
-        result = next(answers).get()
-        saved = {} if saver is None else {"saved": saver(file.path, result)}
-        for remark in result.remarks if isinstance(result, Detections) else ():
-            click.echo(f"warning: {file.path}: {remark}", err=True)
-        return {"image": str(file.path), **result.to_dict(top), **saved}
-    except ImageError as e:
-        print_error(str(e))
-        return {"image": str(file.path), "error": str(e)}
-
-
-def _print_answers(answers: list[dict[str, Any]], behaviour: TaskBehaviour) -> None:
+        return
     rows = [
         (answer["image"] if rank == 0 else "", entry["label"], f"{entry[behaviour.figure]:.4f}")
         for answer in answers
@@ -169,6 +145,33 @@ def _print_answers(answers: list[dict[str, Any]], behaviour: TaskBehaviour) -> N
     ]
     if rows:
         click.echo(format_table(("image", "label", behaviour.figure), rows))
+
+
+def _line_printer(
+    model: Model, behaviour: TaskBehaviour, sources: Sequence[Source], as_json: bool
+) -> Callable[[Entry], None]:
+    """What prints an answer once it is there, and keeps nothing of it."""
+    if as_json:
+        return lambda entry: click.echo(json.dumps(entry, ensure_ascii=False))
+    table = TableLines(
+        (
+            ("source", min(_WIDEST, max(len(source.name) for source in sources)), False),
+            ("frame", 6, True),
+            ("time", 8, True),
+            ("label", min(_WIDEST, max(map(len, model.labels))), False),
+            (behaviour.figure, 6, True),
+        )
+    )
+    click.echo(table.head())
+
+    def echo_rows(entry: Entry) -> None:
+        time = f"{entry['time']:.3f}" if "time" in entry else None
+        where: tuple[object, ...] = (entry.get("source", entry.get("image")), entry.get("frame"), time)
+        for found in entry.get(behaviour.listing, ()):
+            click.echo(table.row((*where, found["label"], f"{found[behaviour.figure]:.4f}")))
+            where = (None, None, None)
+
+    return echo_rows
 
 
 @click.command(cls=OneLineCommand)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -163,7 +163,7 @@ class Model:
         images = _several(image)
         return self._preprocessor.batch([image] if images is None else images)  # type: ignore[list-item]
 
-    def stream(self, images: Iterable[ImageSource], workers: int | None = None) -> Iterator[StreamAnswer]:
+    def stream(self, images: Iterable[ImageSource], workers: int | None = None) -> Generator[StreamAnswer, None, None]:
         """Answer one image after the other, several of them in the making: reading and decoding overlap with the
         network and with what is made of its outputs.
 

@@ -248,6 +248,26 @@ class Segmentation:
         image.putpalette(palette(256).tobytes())
         return image
 
+    def draw(self, image: Image.Image, opacity: float = 0.5) -> Image.Image:
+        """The classes' colours laid over the image.
+
+        Args:
+            image: the image that was given, or one of other size: the class map is drawn in proportion
+            opacity: of the colours, from 0, the image alone, to 1
+
+        Returns:
+            an RGB image of the same size; the one given stays as it is
+
+        Raises:
+            ValueError: if the opacity is out of range
+        """
+        if not 0 <= opacity <= 1:
+            raise ValueError(f"opacity is {opacity}, expected 0 to 1")
+        colours = Image.fromarray(palette(256)[self.resized().astype(np.uint8)])  # of more classes some share theirs
+        if colours.size != image.size:
+            colours = colours.resize(image.size, Image.Resampling.NEAREST)
+        return Image.blend(image.convert("RGB"), colours, opacity)
+
     def to_dict(self, k: int | None = None) -> dict[str, Any]:
         """The answer in plain values, for JSON.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -78,7 +78,9 @@ def split_threads(threads: int | None, images: int | None = None) -> tuple[int, 
     return workers, max(1, count // workers)
 
 
-def stream(model: Model, images: Iterable[ImageSource], workers: int | None = None) -> Iterator[StreamAnswer]:
+def stream(
+    model: Model, images: Iterable[ImageSource], workers: int | None = None
+) -> Generator[StreamAnswer, None, None]:
     """What :meth:`runtime.model.Model.stream` does."""
     if workers is None:
         workers = max(2, min(MAX_WORKERS, default_threads() // model.threads))
@@ -89,7 +91,7 @@ def stream(model: Model, images: Iterable[ImageSource], workers: int | None = No
     return _answers(_Pipeline(model, images, workers))
 
 
-def _answers(pipeline: _Pipeline) -> Iterator[StreamAnswer]:
+def _answers(pipeline: _Pipeline) -> Generator[StreamAnswer, None, None]:
     with pipeline:
         yield from pipeline
 

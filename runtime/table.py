@@ -33,6 +33,35 @@ def format_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> st
     return "\n".join([line(headers), rule, *(line(row) for row in table)])
 
 
+class TableLines:
+    """A table whose rows are printed as they come, before their widths are known.
+
+    Args:
+        columns: for each its header, the width that is kept for it, which a longer cell exceeds, and whether it is set
+            to the right
+    """
+
+    def __init__(self, columns: Sequence[tuple[str, int, bool]]) -> None:
+        self._columns = columns
+
+    def head(self) -> str:
+        """The headers and the rule, two lines without a trailing newline."""
+        rule = GAP.join("-" * max(width, len(header)) for header, width, _ in self._columns)
+        return f"{self.row([header for header, _, _ in self._columns])}\n{rule}"
+
+    def row(self, cells: Sequence[object]) -> str:
+        """A line without a trailing newline.
+
+        Args:
+            cells: one a column, written as :func:`format_table` does
+        """
+        laid = []
+        for cell, (header, width, right) in zip(cells, self._columns, strict=True):
+            text, room = "" if cell is None else _plain(cell), max(width, len(header))
+            laid.append(text.rjust(room) if right else text.ljust(room))
+        return GAP.join(laid).rstrip()
+
+
 def _plain(cell: object) -> str:
     # File names may hold anything; a table is one line a row, and a terminal obeys control characters.
     return "".join(c if c.isprintable() else "?" for c in str(cell))

@@ -1,80 +1,119 @@
-"""Frames of a video file or a camera, through PyAV or OpenCV, whichever is installed."""
+"""Frames of a video file, a stream or a camera, through PyAV or OpenCV, whichever is installed."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .errors import ImageError
 from .manifest import CHANNEL_ORDERS
+from .video_libraries import OPENCV, PYAV, video_library
+from .video_readers import Frame, OpencvReader, PyavReader, Reader, VideoFrame, VideoSource, video_source
 
-Frame = NDArray[np.uint8]
+VIDEO_EXTENSIONS = frozenset(
+    {".3gp", ".asf", ".avi", ".flv", ".h264", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4"}
+    | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv", ".y4m"}
+)
+"""Lower-case suffixes of the files that the command line takes for videos."""
 
 
-def open_video(source: str | os.PathLike[str] | int, channels: str = "rgb") -> Iterator[Frame]:
+class Video:
+    """An open video, which :func:`open_video` gives. Iterating over it gives its frames, once; a `with` closes it.
+
+    Attributes:
+        name: of its source, without the password that an address may hold.
+        fps: frames per second, on average; None where the video does not say.
+        live: whether its frames come as they are taken, and do not wait to be read: those of a camera, or of `rtsp://`.
+    """
+
+    def __init__(self, reader: Reader, source: VideoSource) -> None:
+        self.name, self.live, self.fps = source.name, source.is_live, reader.fps
+        self._reader = reader
+        self._frames = reader.frames()
+        self._closed = False
+        self._in_use = threading.Lock()
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        return self.read().image
+
+    def frames(self) -> Generator[VideoFrame, None, None]:
+        """The frames that are left, with their numbers and times; closing the iterator closes the video.
+
+        Raises:
+            ImageError: while iterating, if the video is damaged or cut off, or its source is gone
+        """
+        with self:
+            while True:
+                try:
+                    frame = self.read()
+                except StopIteration:
+                    return
+                yield frame
+
+    def read(self) -> VideoFrame:
+        """The next frame.
+
+        Raises:
+            StopIteration: if there are no more, or the video is closed
+            ImageError: if the video is damaged or cut off, or its source is gone
+        """
+        with self._in_use:
+            try:
+                if self._closed:
+                    raise StopIteration
+                return next(self._frames)
+            except BaseException:
+                self._closed = True
+                raise
+            finally:
+                if self._closed:
+                    self._reader.close()
+
+    def close(self) -> None:
+        """Let go of the file or the camera: at once, or once the frame is there that another thread waits for."""
+        self._closed = True
+        if self._in_use.acquire(blocking=False):
+            try:
+                self._reader.close()
+            finally:
+                self._in_use.release()
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_video(source: str | os.PathLike[str] | int, channels: str = "rgb", every: int = 1) -> Video:
     """The frames of a video file, a stream or a camera.
 
     Args:
-        source: a path or an address that the library opens; or a camera's number, which needs OpenCV
+        source: a path or an address that the library opens; or a camera, by its number or its path, `"/dev/video0"`
         channels: order of the channels, `"rgb"` or `"bgr"`; of a network that takes frames, its own
+        every: give each N-th frame, beginning with the first; the others are not converted
 
     Returns:
-        an iterator of uint8 arrays (h, w, 3), each of its own memory; closing it closes the file or the camera
+        an iterator of uint8 arrays (h, w, 3), upright, each of its own memory; closing it closes the file or the camera
 
     Raises:
-        ImageError: if neither library is installed, or the source cannot be opened or read
-        ValueError: if there is no such order of channels
+        ImageError: if neither library is installed, or the source cannot be opened; while iterating, if it cannot be
+            read, is damaged or cut off, or is a live one and ends
+        ValueError: if there is no such order of channels, or every is below 1
     """
     if channels not in CHANNEL_ORDERS:
         raise ValueError(f"channels is {channels!r}, expected one of {', '.join(CHANNEL_ORDERS)}")
-    if not isinstance(source, int) and _installed("av"):
-        return _frames_of_pyav(os.fspath(source), channels)
-    if _installed("cv2"):
-        return _frames_of_opencv(source if isinstance(source, int) else os.fspath(source), channels)
-    needed = "OpenCV (pip install opencv-python-headless)"
-    if not isinstance(source, int):
-        needed = f"PyAV (pip install 'holocron-edge[video]') or {needed}"
-    raise ImageError(f"reading frames of {_name(source)} needs {needed}")
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-def _frames_of_pyav(source: str, channels: str) -> Iterator[Frame]:
-    import av
-
-    try:
-        with av.open(source) as container:
-            if not container.streams.video:
-                raise ImageError(f"{source} has no video in it")
-            container.streams.video[0].thread_type = "AUTO"
-            for frame in container.decode(video=0):
-                yield frame.to_ndarray(format=f"{channels}24")
-    except (av.error.FFmpegError, OSError) as e:
-        raise ImageError(f"cannot read {source} as a video: {getattr(e, 'strerror', None) or e}") from e
-
-
-def _frames_of_opencv(source: str | int, channels: str) -> Iterator[Frame]:
-    import cv2
-
-    capture: Any = cv2.VideoCapture(source)
-    try:
-        is_open, frame = capture.read()
-        if not is_open:
-            raise ImageError(f"cannot open {_name(source)}: it is not there, in use, or of no known format")
-        while is_open:
-            # OpenCV's own order is BGR. Each `read` gives an array of its own.
-            yield frame if channels == "bgr" else np.ascontiguousarray(frame[..., ::-1])
-            is_open, frame = capture.read()
-    finally:
-        capture.release()
-
-
-def _name(source: object) -> str:
-    return f"the camera {source}" if isinstance(source, int) else str(source)
+    if every < 1:
+        raise ValueError(f"every is {every}, expected 1 at least")
+    where = video_source(source)
+    # OpenCV asks a camera for a format that is fit for video; through PyAV it gives what it was set to last.
+    preferred = (OPENCV, PYAV) if where.is_camera else (PYAV, OPENCV)
+    readers: dict[str, Callable[[VideoSource, str, int], Reader]] = {PYAV: PyavReader, OPENCV: OpencvReader}
+    library = video_library(f"reading frames of {where.described}", preferred)
+    return Video(readers[library](where, channels, every), where)

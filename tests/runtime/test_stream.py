@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import runtime
-from runtime import BackendError, ImageError, load, open_video
+from runtime import BackendError, ImageError, load
 from runtime.stream import split_threads
 
 
@@ -185,54 +184,3 @@ def test_bad_concurrency(bundle, concurrency):
 )
 def test_threads_go_to_images_first(threads, images, expected):
     assert split_threads(threads, images) == expected
-
-
-# Videos.
-
-
-def test_without_a_library_the_remedy_is_named(monkeypatch):
-    monkeypatch.setattr(runtime.video, "_installed", lambda package: False)
-    with pytest.raises(ImageError, match=r"ride\.mp4 needs PyAV \(pip install .*video.*or OpenCV"):
-        open_video("ride.mp4")
-    with pytest.raises(ImageError, match=r"the camera 0 needs OpenCV"):
-        open_video(0)
-    with pytest.raises(ValueError, match="channels is 'grb'"):
-        open_video("ride.mp4", "grb")
-
-
-@pytest.fixture
-def video(tmp_path):
-    """Twelve frames, each of one colour that the codec keeps: brighter and brighter red."""
-    av = pytest.importorskip("av")
-    path = tmp_path / "ride.mp4"
-    with av.open(str(path), "w") as container:
-        track = container.add_stream("mpeg4", rate=10)
-        track.width, track.height, track.pix_fmt = 64, 48, "yuv420p"
-        for i in range(12):
-            picture = np.zeros((48, 64, 3), np.uint8)
-            picture[..., 0] = 20 * i
-            container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(track.encode())
-    return path
-
-
-@pytest.mark.parametrize("library", ["av", "cv2"])
-def test_a_video_is_a_stream_of_frames(model, video, library, monkeypatch):
-    pytest.importorskip(library)
-    monkeypatch.setattr(runtime.video, "_installed", lambda package: package == library)
-    frames = list(open_video(video))
-    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 12
-    assert all(abs(float(frame[..., 0].mean()) - 20 * i) < 12 for i, frame in enumerate(frames))
-    for rgb, bgr in zip(frames, open_video(str(video), "bgr"), strict=True):
-        np.testing.assert_array_equal(rgb, bgr[..., ::-1])
-    assert len(list(model.stream(open_video(video), 2))) == 12
-
-
-@pytest.mark.parametrize("library", ["av", "cv2"])
-def test_what_is_no_video(tmp_path, library, monkeypatch):
-    pytest.importorskip(library)
-    monkeypatch.setattr(runtime.video, "_installed", lambda package: package == library)
-    (tmp_path / "no.mp4").write_bytes(b"not a video")
-    for path in (tmp_path / "no.mp4", tmp_path / "gone.mp4"):
-        with pytest.raises(ImageError, match=path.name):
-            next(open_video(path))
