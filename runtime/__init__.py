@@ -13,7 +13,7 @@ from .detections import Detection, Detections
 from .errors import BackendError, BundleError, HolocronError, ImageError, InputError
 from .model import Model, load
 from .results import Classification, Prediction, Region, Segmentation, TopClasses
-from .video import open_video
+from .video import Video, open_video
 
 __all__ = [
     "BackendError",
@@ -30,6 +30,7 @@ __all__ = [
     "Region",
     "Segmentation",
     "TopClasses",
+    "Video",
     "load",
     "open_video",
 ]

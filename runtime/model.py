@@ -170,7 +170,7 @@ class Model:
         Args:
             images: paths, Pillow images or uint8 arrays, which need not be all there yet: a generator may wait for a
                 camera, see :func:`runtime.open_video`. It is read in a thread of its own, a few images ahead. An array
-                is not to be changed before its answer has come. A generator is closed at the end
+                is not to be changed before its answer has come. A generator and a video are closed at the end
             workers: images at once; by default as many as the model's threads leave room for, two at least.
                 `concurrency` of :func:`load` lets their networks run at the same time
 

@@ -61,20 +61,23 @@ class Video:
             StopIteration: if there are no more, or the video is closed
             ImageError: if the video is damaged or cut off, or its source is gone
         """
-        with self._in_use:
-            try:
+        try:
+            with self._in_use:
                 if self._closed:
                     raise StopIteration
                 return next(self._frames)
-            except BaseException:
-                self._closed = True
-                raise
-            finally:
-                if self._closed:
-                    self._reader.close()
+        except BaseException:
+            self._closed = True
+            raise
+        finally:
+            if self._closed:  # here, or meanwhile by another thread
+                self.close()
 
     def close(self) -> None:
-        """Let go of the file or the camera: at once, or once the frame is there that another thread waits for."""
+        """Let go of the file or the camera: at once, or once the frame is there that another thread waits for.
+
+        Calling it twice is allowed.
+        """
         self._closed = True
         if self._in_use.acquire(blocking=False):
             try:

@@ -168,7 +168,7 @@ class PyavReader:
                 "it announces"
             )
         if damaged:
-            raise ImageError(f"{self._source.described} is damaged: it could not be decoded in {damaged} places")
+            raise ImageError(f"{self._source.described} is damaged: {damaged} of its packets could not be decoded")
 
     def close(self) -> None:
         """See :class:`Reader`."""

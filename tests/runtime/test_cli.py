@@ -13,7 +13,7 @@ from PIL import Image
 
 from runtime import HolocronError, cli
 from runtime.cli_errors import OneLineCommand, one_line_errors
-from runtime.table import format_table
+from runtime.table import TableLines, format_table
 
 
 @pytest.fixture
@@ -207,3 +207,16 @@ class TestTable:
     def test_a_row_of_another_length_is_an_error(self):
         with pytest.raises(ValueError, match="1 cells for 2 headers"):
             format_table(("a", "b"), [("x",)])
+
+    def test_rows_may_come_one_by_one(self):
+        table = TableLines((("name", 6, False), ("ms", 5, True)))
+        lines = [
+            *table.head().split("\n"),
+            table.row(("a", "9.50")),
+            table.row((None, 3)),
+            table.row(("longer name", 1)),
+        ]
+        assert lines == ["name       ms", "------  -----", "a        9.50", "            3", "longer name      1"]
+        assert "\x1b" not in table.row(("\x1b[2J", 1))
+        with pytest.raises(ValueError, match="longer"):
+            table.row(("a",))

@@ -78,6 +78,23 @@ def truth(height, width):
 
 
 class TestSegmentation:
+    @pytest.mark.parametrize("opacity", [0, 0.25, 1])
+    def test_drawing_lays_the_colours_over_the_image(self, make_colours, opacity):
+        photograph = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+        with runtime.load(make_colours(), backend="onnxruntime") as model:
+            answer = model(quadrants(32, 48))
+        drawn = np.asarray(answer.draw(Image.fromarray(photograph), opacity))
+        colours = np.asarray(answer.image().convert("RGB"))
+        np.testing.assert_allclose(drawn, (1 - opacity) * photograph + opacity * colours, atol=1)
+        double = np.asarray(answer.draw(Image.new("RGB", (96, 64)), 1))
+        np.testing.assert_array_equal(double, colours.repeat(2, 0).repeat(2, 1))
+
+    def test_drawing_with_many_classes_and_a_wrong_opacity(self):
+        many = Segmentation(np.int32([[0, 257]]), ("a",) * 300, (1, 2), Preprocessing((1, 2), MEAN, STD), True)
+        assert np.asarray(many.draw(Image.new("RGB", (2, 1)), 1)).tolist() == [[[0, 0, 0], [128, 0, 0]]]
+        with pytest.raises(ValueError, match="opacity is 2, expected 0 to 1"):
+            many.draw(Image.new("RGB", (2, 1)), 2)
+
     @pytest.mark.parametrize("resize", ["squish", "pad"])
     @pytest.mark.parametrize("size", [(16, 24), (160, 240), (320, 240), (8, 120), (64, 6)])
     def test_classes_lie_where_they_lie_in_the_image(self, make_colours, cpu_backend, resize, size):

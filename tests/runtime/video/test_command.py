@@ -306,8 +306,7 @@ class TestCamera:
         assert set(last) == {"source", "error"}
         assert list(open_video(tmp_path / "out" / "camera-0.mp4"))
 
-    @pytest.mark.parametrize("saved", [True, False])
-    def test_an_interrupt_is_one_line_and_leaves_a_whole_video(self, segmenter, tmp_path, stand_in, saved):
+    def test_an_interrupt_is_one_line_and_leaves_a_whole_video(self, segmenter, tmp_path, stand_in):
         code = (
             "import importlib.util, sys, numpy as np\n"
             f"spec = importlib.util.spec_from_file_location('opencv', {stand_in.__file__!r})\n"
@@ -320,7 +319,7 @@ class TestCamera:
             "finally: print('alive', len(cv2.alive), cv2.faults)\n"
         )
         command = [sys.executable, "-c", code, str(segmenter), "--camera", "0", "--json"]
-        command += ["--save", str(tmp_path / "out")] if saved else []
+        command += ["--save", str(tmp_path / "out")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             first = [json.loads(process.stdout.readline()) for _ in range(3)]
             process.send_signal(signal.SIGINT)
@@ -329,10 +328,8 @@ class TestCamera:
         assert errors == "error: interrupted\n"
         *entries, end = rest.splitlines()
         assert end == "alive 0 []"
-        if saved:
-            frames = list(open_video(tmp_path / "out" / "camera-0.mp4"))
-            assert len(frames) >= len(first) + len(entries)
-            assert [path.name for path in (tmp_path / "out").iterdir()] == ["camera-0.mp4"]
+        assert len(list(open_video(tmp_path / "out" / "camera-0.mp4"))) >= len(first) + len(entries)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["camera-0.mp4"]
 
 
 class TestSources:
