@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from calib import AUTO, EFFORTS, METHODS
-from runtime.cli_errors import OneLineCommand
+from runtime.cli.errors import OneLineCommand
 from runtime.manifest import CHANNEL_ORDERS, HARDWARE_COMPATIBILITY
 
 from .engine_options import EngineBuild

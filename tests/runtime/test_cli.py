@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from runtime import HolocronError, cli
-from runtime.cli_errors import OneLineCommand, one_line_errors
+from runtime.cli.errors import OneLineCommand, one_line_errors
 from runtime.table import TableLines, format_table
 
 
@@ -179,7 +179,7 @@ class TestErrors:
 
     def test_an_interrupt_is_one_line(self):
         code = (
-            "import click, sys, time; from runtime.cli_errors import OneLineCommand\n"
+            "import click, sys, time; from runtime.cli.errors import OneLineCommand\n"
             "@click.command(cls=OneLineCommand)\n"
             "def wait(): print('ready', flush=True); time.sleep(60)\n"
             "wait([])"

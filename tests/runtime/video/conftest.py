@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import video_libraries
 from runtime.manifest import FrameSpec, Preprocessing, TensorSpec
 from runtime.nms import UNSETTLED
 from runtime.post_processing import PostProcessing
+from runtime.video import libraries
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 H, W = 48, 64
@@ -92,7 +92,7 @@ def opencv(stand_in, monkeypatch):
     """Puts the stand-in, with cameras, in OpenCV's place; at the end all is released, and no rule was broken."""
     cv2 = stand_in.OpenCV()
     monkeypatch.setitem(sys.modules, "cv2", cv2)
-    monkeypatch.setattr(video_libraries, "installed", lambda name: name == "cv2")
+    monkeypatch.setattr(libraries, "installed", lambda name: name == "cv2")
     yield cv2
     for _ in range(100):
         if not cv2.alive:
@@ -107,7 +107,7 @@ def library(request, monkeypatch):
     """The one library that is installed; of OpenCV the real one, where it is."""
     if request.param == "cv2" and importlib.util.find_spec("cv2") is None:
         request.getfixturevalue("opencv")
-    monkeypatch.setattr(video_libraries, "installed", lambda name: name == request.param)
+    monkeypatch.setattr(libraries, "installed", lambda name: name == request.param)
     return request.param
 
 

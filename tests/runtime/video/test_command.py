@@ -8,19 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from runtime import ImageError, Segmentation, cli, load, open_video
-from runtime.cli_answers import Answering
-from runtime.cli_sources import list_sources
-from runtime.video_readers import VideoSource
+from runtime import ImageError, Segmentation, load, open_video
+from runtime.cli import run
+from runtime.cli.answers import Answering
+from runtime.cli.sources import list_sources
+from runtime.video.readers import VideoSource
 
 
 def invoke(*arguments):
-    result = CliRunner().invoke(cli.run, [*map(str, arguments), "--backend", "onnxruntime"])
+    result = CliRunner().invoke(run, [*map(str, arguments), "--backend", "onnxruntime"])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -95,7 +97,7 @@ class TestOutput:
 
     def test_an_answer_is_there_before_the_video_ends(self, segmenter, opencv, stand_in, videos, monkeypatch):
         """The camera gives its fourth frame only once an answer was printed."""
-        printed, echo = [], cli.click.echo
+        printed, echo = [], click.echo
 
         def camera():
             for i, frame in enumerate(videos.colourful(4)):
@@ -109,7 +111,7 @@ class TestOutput:
 
         opencv.cameras[0] = stand_in.Camera([])
         monkeypatch.setattr(stand_in.Camera, "__iter__", lambda self: camera())
-        monkeypatch.setattr(cli.click, "echo", lambda *a, **k: (printed.append(a), echo(*a, **k)))
+        monkeypatch.setattr(click, "echo", lambda *a, **k: (printed.append(a), echo(*a, **k)))
         result = invoke(segmenter, "--camera", 0)
         one_error(result, "the camera 0 gives no more frames, after 4")
 
@@ -268,7 +270,7 @@ class TestErrors:
         assert lines(result)[0]["source"] == "rtsp://127.0.0.1:1/front"
 
     def test_what_an_address_is_saved_as(self, segmenter, monkeypatch, ride, tmp_path):
-        monkeypatch.setattr("runtime.cli_answers.open_video", lambda source, *more: open_video(ride, *more))
+        monkeypatch.setattr("runtime.cli.answers.open_video", lambda source, *more: open_video(ride, *more))
         for address, name in (
             ("rtsp://u:p@host:8554/live/front%20door", "front-20door"),
             ("rtsp://host:8554", "host-8554"),
@@ -313,7 +315,7 @@ class TestCamera:
             "opencv = importlib.util.module_from_spec(spec); spec.loader.exec_module(opencv)\n"
             "camera = opencv.Camera([np.full((48, 64, 3), 100, np.uint8)], endless=True)\n"
             "sys.modules['cv2'] = cv2 = opencv.OpenCV({0: camera})\n"
-            "from runtime import video_libraries; video_libraries.installed = lambda name: name == 'cv2'\n"
+            "from runtime.video import libraries; libraries.installed = lambda name: name == 'cv2'\n"
             "from runtime.cli import run\n"
             "try: run()\n"
             "finally: print('alive', len(cv2.alive), cv2.faults)\n"

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import ImageError, load, open_video, video_libraries
-from runtime.newest import newest
+from runtime import ImageError, load, open_video
+from runtime.video import libraries
+from runtime.video.newest import newest
 
 
 def until_error(frames):
@@ -67,7 +68,7 @@ def test_frames_are_upright(tmp_path, library, videos):
 
 
 def test_sizes_may_change(tmp_path, videos, monkeypatch):
-    monkeypatch.setattr(video_libraries, "installed", lambda name: name == "av")
+    monkeypatch.setattr(libraries, "installed", lambda name: name == "av")
     sizes = [(48, 64), (48, 64), (32, 80), (16, 16)]
     data = io.BytesIO()
     for height, width in sizes:
@@ -109,7 +110,7 @@ def test_closing_waits_for_a_frame_that_is_waited_for(opencv, stand_in, videos):
 
 
 def test_without_a_library_the_remedy_is_named(monkeypatch):
-    monkeypatch.setattr(video_libraries, "installed", lambda name: False)
+    monkeypatch.setattr(libraries, "installed", lambda name: False)
     with pytest.raises(ImageError, match=r"ride\.mp4 needs PyAV \(pip install .*video.*or OpenCV"):
         open_video("ride.mp4")
     with pytest.raises(ImageError, match=r"the camera 0 needs OpenCV .* or PyAV"):
@@ -142,7 +143,7 @@ def test_sound_alone_is_no_video(tmp_path, library):
 
 @pytest.fixture
 def pyav(monkeypatch):
-    monkeypatch.setattr(video_libraries, "installed", lambda name: name == "av")
+    monkeypatch.setattr(libraries, "installed", lambda name: name == "av")
 
 
 @pytest.fixture
@@ -254,7 +255,7 @@ def test_a_device_that_is_no_camera(pyav):
 
 
 def test_opencv_reads_cameras_where_it_is_installed_and_pyav_files(opencv, stand_in, videos, ride, monkeypatch):
-    monkeypatch.setattr(video_libraries, "installed", lambda name: True)
+    monkeypatch.setattr(libraries, "installed", lambda name: True)
     opencv.cameras[0] = stand_in.Camera(videos.colourful(1))
     camera, file = open_video(0), open_video(ride)
     assert len(opencv.alive) == 1

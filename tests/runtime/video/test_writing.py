@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import ImageError, open_video, video_libraries, video_writer
-from runtime.video_writer import VideoWriter
+from runtime import ImageError, open_video
+from runtime.video import libraries
+from runtime.video import writer as writing
+from runtime.video.writer import VideoWriter
 
 
 def numbered(i, height=48, width=64):
@@ -41,7 +43,7 @@ def test_colours_stay(tmp_path, library, videos):
 
 
 def test_without_x264_there_is_another_codec(tmp_path, library, monkeypatch):
-    monkeypatch.setattr(video_writer, "_can_encode", lambda av, codec: codec == "mpeg4")
+    monkeypatch.setattr(writing, "_can_encode", lambda av, codec: codec == "mpeg4")
     with VideoWriter(tmp_path / "a.mp4", 10) as writer:
         for i in range(5):
             writer.write(numbered(i))
@@ -136,6 +138,6 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path, library):
 
 
 def test_without_a_library_the_remedy_is_named(monkeypatch):
-    monkeypatch.setattr(video_libraries, "installed", lambda name: False)
+    monkeypatch.setattr(libraries, "installed", lambda name: False)
     with pytest.raises(ImageError, match=r"writing a\.mp4 needs PyAV \(pip install .*video.*or OpenCV"):
         VideoWriter(Path("a.mp4"), 10)

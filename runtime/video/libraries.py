@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
-from .errors import ImageError
+from ..errors import ImageError
 
 PYAV, OPENCV = "av", "cv2"
 """Names that they are imported by."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .errors import HolocronError
+from ..errors import HolocronError
 
 USAGE = 2
 INTERRUPTED = 130

@@ -10,16 +10,16 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from .cli_sources import Source
-from .detections import Detections
-from .errors import BundleError, ImageError
-from .images import open_image
-from .model import Model
-from .results import Segmentation
-from .tasks import Result
-from .video import Video
-from .video_readers import Frame, VideoSource
-from .video_writer import VideoWriter
+from ..detections import Detections
+from ..errors import BundleError, ImageError
+from ..images import open_image
+from ..model import Model
+from ..results import Segmentation
+from ..tasks import Result
+from ..video import Video
+from ..video.readers import Frame, VideoSource
+from ..video.writer import VideoWriter
+from .sources import Source
 
 _FPS = 25.0  # of a video that is made of one that does not say
 

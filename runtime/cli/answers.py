@@ -11,17 +11,17 @@ from typing import Any
 
 import click
 
-from .cli_errors import print_error
-from .cli_save import SaveFolder, VideoRecorder
-from .cli_sources import ImageFile, Source
-from .detections import Detections
-from .errors import ImageError
-from .model import Model
-from .newest import newest
-from .stream import StreamAnswer
-from .tasks import Result
-from .video import Video, open_video
-from .video_readers import Frame, VideoSource
+from ..detections import Detections
+from ..errors import ImageError
+from ..model import Model
+from ..stream import StreamAnswer
+from ..tasks import Result
+from ..video import Video, open_video
+from ..video.newest import newest
+from ..video.readers import Frame, VideoSource
+from .errors import print_error
+from .save import SaveFolder, VideoRecorder
+from .sources import ImageFile, Source
 
 Entry = dict[str, Any]
 

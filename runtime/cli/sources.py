@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from .errors import ImageError
-from .images import list_images
-from .video import VIDEO_EXTENSIONS
-from .video_readers import VideoSource, is_address
+from ..errors import ImageError
+from ..images import list_images
+from ..video import VIDEO_EXTENSIONS
+from ..video.readers import VideoSource, is_address
 
 _DEVICE = re.compile(r"/dev/.+")
 

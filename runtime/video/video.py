@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
-from .manifest import CHANNEL_ORDERS
-from .video_libraries import OPENCV, PYAV, video_library
-from .video_readers import Frame, OpencvReader, PyavReader, Reader, VideoFrame, VideoSource, video_source
+from ..manifest import CHANNEL_ORDERS
+from .libraries import OPENCV, PYAV, video_library
+from .readers import Frame, OpencvReader, PyavReader, Reader, VideoFrame, VideoSource, video_source
 
 VIDEO_EXTENSIONS = frozenset(
     {".3gp", ".asf", ".avi", ".flv", ".h264", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4"}

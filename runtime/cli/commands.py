@@ -11,18 +11,18 @@ from pathlib import Path
 
 import click
 
-from .backends import BACKENDS
-from .bench import BenchRow, benchmark
-from .cli_answers import Answering, Entry
-from .cli_errors import USAGE, OneLineCommand, print_error
-from .cli_save import SaveFolder
-from .cli_sources import Source, camera_source, list_sources
-from .errors import BackendError, HolocronError
-from .model import Model, load
-from .stream import split_threads
-from .table import TableLines, format_table
-from .tasks import TaskBehaviour, task_behaviour
-from .video_readers import VideoSource
+from ..backends import BACKENDS
+from ..bench import BenchRow, benchmark
+from ..errors import BackendError, HolocronError
+from ..model import Model, load
+from ..stream import split_threads
+from ..table import TableLines, format_table
+from ..tasks import TaskBehaviour, task_behaviour
+from ..video.readers import VideoSource
+from .answers import Answering, Entry
+from .errors import USAGE, OneLineCommand, print_error
+from .save import SaveFolder
+from .sources import Source, camera_source, list_sources
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")

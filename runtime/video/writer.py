@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import ImageError
-from .video_libraries import PYAV, video_library
+from ..errors import ImageError
+from .libraries import PYAV, video_library
 
 _CODECS = ("libx264", "mpeg4")  # the second one is in every FFmpeg, and needs to be told how much to spend
 _BITS_A_PIXEL = 0.2
