@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,13 +29,16 @@ namespace holocron::detail {
 class ClassShares {
  public:
     const std::vector<ClassShare>& of(const Segmentation& answer) const {
-        std::call_once(once_, [&] { shares_ = answer.regions(); });
-        return shares_;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!shares_) {
+            shares_ = answer.regions();
+        }
+        return *shares_;
     }
 
  private:
-    mutable std::once_flag once_;
-    mutable std::vector<ClassShare> shares_;
+    mutable std::mutex mutex_;
+    mutable std::optional<std::vector<ClassShare>> shares_;
 };
 
 }  // namespace holocron::detail
