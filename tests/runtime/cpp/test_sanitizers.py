@@ -134,8 +134,8 @@ def test_valgrind_of_small_models(openvino_build, photograph, exported, name, pr
     assert np.isfinite(float(told.splitlines()[0].split()[1]))
 
 
-def test_valgrind_of_a_model_that_threads_use(openvino_build, photograph, exported):
+def test_valgrind_of_a_model_that_threads_use(cpp_build, backend, photograph, exported):
     if shutil.which("valgrind") is None:
         pytest.skip("there is no valgrind here")
-    program = openvino_build.program("holocron_concurrent_use")
-    run(*MEMCHECK, program, "openvino", *photograph, 2, 2, exported("logits"), "fp32")
+    program = cpp_build.program("holocron_concurrent_use")
+    run(*MEMCHECK, program, backend, *photograph, 2, 2, exported("logits"), "fp32")
