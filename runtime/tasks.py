@@ -32,6 +32,7 @@ class TaskBehaviour:
         answers: turns the outputs for N images into N answers, given the height and width of each image.
         listing: key of an answer's `to_dict` that holds one entry a class.
         figure: key of such an entry that holds its number.
+        place: key of such an entry that holds where in the image it is; None where an entry has no place.
         default_top: how many classes of an answer to print unless told; None for all.
     """
 
@@ -39,6 +40,7 @@ class TaskBehaviour:
     answers: Callable[[Manifest, Outputs, Frames], list[Result]]
     listing: str = "top"
     figure: str = "score"
+    place: str | None = None
     default_top: int | None = 1
 
 
@@ -210,13 +212,15 @@ def _top_classes(manifest: Manifest, outputs: Outputs, frames: Frames) -> list[R
 
 
 _POST_PROCESSED = {
-    "detections": TaskBehaviour(_check_post_processed, _detections, "detections", "score", None),
-    "class_map": TaskBehaviour(_check_post_processed, _class_maps, "classes", "share", None),
+    "detections": TaskBehaviour(_check_post_processed, _detections, "detections", default_top=None, place="box"),
+    "class_map": TaskBehaviour(_check_post_processed, _class_maps, "classes", "share", default_top=None),
     "probabilities": TaskBehaviour(_check_post_processed, _probabilities),
     "top_classes": TaskBehaviour(_check_post_processed, _top_classes),
 }
 _TASKS = {
     "classification": TaskBehaviour(_check_scores(2, "(batch, classes)"), _classify),
     "detection": TaskBehaviour(_check_heads, _detect),
-    "segmentation": TaskBehaviour(_check_scores(4, "(batch, classes, H, W)"), _segment, "classes", "share", None),
+    "segmentation": TaskBehaviour(
+        _check_scores(4, "(batch, classes, H, W)"), _segment, "classes", "share", default_top=None
+    ),
 }

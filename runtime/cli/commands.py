@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -139,12 +140,21 @@ def _print_list(answers: Sequence[Entry], behaviour: TaskBehaviour, as_json: boo
         click.echo(json.dumps(answers, indent=2, ensure_ascii=False))
         return
     rows = [
-        (answer["image"] if rank == 0 else "", entry["label"], f"{entry[behaviour.figure]:.4f}")
+        (answer["image"] if rank == 0 else "", *_cells_of(entry, behaviour))
         for answer in answers
         for rank, entry in enumerate(answer.get(behaviour.listing, ()))
     ]
     if rows:
-        click.echo(format_table(("image", "label", behaviour.figure), rows))
+        place = () if behaviour.place is None else (behaviour.place,)
+        click.echo(format_table(("image", "label", behaviour.figure, *place), rows))
+
+
+def _cells_of(entry: Mapping[str, Any], behaviour: TaskBehaviour) -> tuple[str, ...]:
+    """What a table says of a class or an object that an answer lists."""
+    found = (entry["label"], f"{entry[behaviour.figure]:.4f}")
+    if behaviour.place is None:
+        return found
+    return (*found, " ".join(f"{value:.1f}" for value in entry[behaviour.place]))
 
 
 def _line_printer(
@@ -160,6 +170,7 @@ def _line_printer(
             ("time", 8, True),
             ("label", min(_WIDEST, max(map(len, model.labels))), False),
             (behaviour.figure, 6, True),
+            *([] if behaviour.place is None else [(behaviour.place, 0, False)]),
         )
     )
     click.echo(table.head())
@@ -168,7 +179,7 @@ def _line_printer(
         time = f"{entry['time']:.3f}" if "time" in entry else None
         where: tuple[object, ...] = (entry.get("source", entry.get("image")), entry.get("frame"), time)
         for found in entry.get(behaviour.listing, ()):
-            click.echo(table.row((*where, found["label"], f"{found[behaviour.figure]:.4f}")))
+            click.echo(table.row((*where, *_cells_of(found, behaviour))))
             where = (None, None, None)
 
     return echo_rows

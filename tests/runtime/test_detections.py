@@ -321,9 +321,11 @@ class TestCommand:
     def test_lists_every_object(self, make, pictures):
         result = CliRunner().invoke(cli.run, [str(make(TWO, DETECTIONS)), str(pictures)])
         assert result.exit_code == 0
-        assert [line.split()[-2:] for line in result.stdout.splitlines() if " 0." in line] == [
-            ["bee", "0.7500"],
-            ["ant", "0.5000"],
+        head, _, *lines = (line.split() for line in result.stdout.splitlines())
+        assert head == ["image", "label", "score", "box"]
+        assert [line[-6:] for line in lines] == [
+            ["bee", "0.7500", "0.0", "0.0", "24.0", "16.0"],
+            ["ant", "0.5000", "12.0", "8.0", "48.0", "32.0"],
         ] * 2
 
     def test_saves_boxes_and_prints_json(self, make, pictures, tmp_path):
