@@ -14,6 +14,8 @@ $(STAMP): pyproject.toml
 		{ echo "Python 3.11 or later is needed; try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@# Types of TensorRT for a test. They ask for a TensorRT, which is not for every machine; without them it is left out.
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps tensorrt-stubs
 	touch $@
 
 demo: $(STAMP) ## Train, export, verify, run and time a RepVGG on real images
