@@ -28,24 +28,28 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {vector}, INT8 dot products: {', '.join(found) or 'none'}"
 
 
-def side_by_side(functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 5) -> dict[str, list[float]]:
+def side_by_side(
+    functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 5, calls: int = 1
+) -> dict[str, list[float]]:
     """Time functions in turn, A B C A B C …, so that a machine that drifts drifts for all of them.
 
     Args:
         functions: by name
         rounds: how often each is timed
         warmup: how often each runs before
+        calls: how many of one follow each other each time
 
     Returns:
-        seconds of each call, by name
+        seconds of a call, by name; of several that follow each other the mean
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(warmup + rounds):
         for name, function in functions.items():
             started = time.perf_counter()
-            function()
+            for _ in range(calls):
+                function()
             if i >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - started) / calls)
     return seconds
 
 

@@ -1,9 +1,10 @@
 """Resizing in the C++ runtime beside Pillow, whose pixels it gives to the byte.
 
-    python benchmarks/cpp_resampling.py [--from H W] [--to H W] [--rounds N] [--library FILE]
+    python benchmarks/cpp_resampling.py [--from H W] [--to H W] [--rounds N] [--calls N] [--library FILE]
 
-The library is built first, optimized. Each filter is timed on noise, in turn with Pillow, on one thread and on two; the
-weights are computed anew in every call, as Pillow does.
+The library is built first, optimized. Each filter is timed on noise, in turn with Pillow, on one thread and on two, some
+calls after each other each time: a core that has gone to sleep since the last frame takes as long to wake as the frame
+does on some machines, which is no matter of the resizing. The weights are computed anew in every call, as Pillow does.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=int, nargs=2, default=(1080, 1920), help="height and width")
     parser.add_argument("--to", dest="target", type=int, nargs=2, default=(224, 224), help="height and width")
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--calls", type=int, default=10, help="of each in a round")
     parser.add_argument("--library", type=Path, help="of the build target holocron_pixels_shim, not to build it here")
     arguments = parser.parse_args()
     (h, w), (H, W) = arguments.source, arguments.target
@@ -51,7 +53,9 @@ def main() -> None:
     image = Image.fromarray(pixels)
     out = np.empty((H, W, 3), np.uint8)
     print(machine())
-    print(f"{h} x {w} to {H} x {W}, {arguments.rounds} rounds, {len(os.sched_getaffinity(0))} cores to run on")
+    print(
+        f"{h} x {w} to {H} x {W}, {arguments.rounds} rounds of {arguments.calls} calls, {len(os.sched_getaffinity(0))} cores to run on"
+    )
     with shim(arguments.library) as library:
 
         def resize(interpolation: str, threads: int) -> None:
@@ -76,6 +80,7 @@ def main() -> None:
                     "two threads": lambda name=interpolation: resize(name, 2),
                 },
                 arguments.rounds,
+                calls=arguments.calls,
             )
             times = ", ".join(f"{name} {value * 1e3:6.3f} ms" for name, value in medians(seconds).items())
             once, twice = ratio(seconds, "Pillow", "one thread"), ratio(seconds, "one thread", "two threads")
