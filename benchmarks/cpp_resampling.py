@@ -2,9 +2,10 @@
 
     python benchmarks/cpp_resampling.py [--from H W] [--to H W] [--rounds N] [--calls N] [--library FILE]
 
-The library is built first, optimized. Each filter is timed on noise, in turn with Pillow, on one thread and on two, some
-calls after each other each time: a core that has gone to sleep since the last frame takes as long to wake as the frame
-does on some machines, which is no matter of the resizing. The weights are computed anew in every call, as Pillow does.
+The library is built first, optimized. Each filter is timed on noise, in turn with Pillow, on one thread and on two,
+some calls after each other each time: a core that has gone to sleep since the last frame takes as long to wake as the
+frame does on some machines, which is no matter of the resizing. The weights are computed anew in every call, as Pillow
+does.
 """
 
 import argparse
@@ -53,9 +54,8 @@ def main() -> None:
     image = Image.fromarray(pixels)
     out = np.empty((H, W, 3), np.uint8)
     print(machine())
-    print(
-        f"{h} x {w} to {H} x {W}, {arguments.rounds} rounds of {arguments.calls} calls, {len(os.sched_getaffinity(0))} cores to run on"
-    )
+    rounds = f"{arguments.rounds} rounds of {arguments.calls} calls"
+    print(f"{h} x {w} to {H} x {W}, {rounds}, {len(os.sched_getaffinity(0))} cores to run on")
     with shim(arguments.library) as library:
 
         def resize(interpolation: str, threads: int) -> None:
