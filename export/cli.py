@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -147,8 +146,6 @@ def main(as_json: bool, quiet: bool, **options: Any) -> None:
       holocron-export repvgg_a0 --int8 --calib photos/
       holocron-export ./repvgg_a0 --trt               on the device: no torch needed
     """  # noqa: D301 (click reads the \b itself: keep these lines as they are)
-    # What stops a service manager's job also cleans up after itself, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     engine = EngineBuild(**{field.name: options.pop(field.name) for field in fields(EngineBuild)})
     for name in ("input_size", "frame", "max_frame"):
         # A command line without the option gives an empty tuple in some releases of click, None in others.

@@ -87,7 +87,7 @@ def run(
 
     Where there is a video, each answer is printed once it is there: a row with the frame's number and its time in
     seconds, or with --json an object a line. Of a live source slower answers than frames leave frames out, and it is
-    an error that it ends; Ctrl-C ends it with the exit code 130.
+    an error that it ends; Ctrl-C or SIGTERM ends it with the exit code 130.
 
     --save writes a video as FOLDER/ride.mp4, which appears when it is finished. An interrupt or an error finishes it,
     too, with the frames until then.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,7 +67,7 @@ class OneLineCommand(click.Command):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the command line, run, and exit."""
         kwargs["standalone_mode"] = False
-        with one_line_errors():
+        with _terminated_as_interrupted(), one_line_errors():
             code = super().main(*args, **kwargs)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -73,6 +75,19 @@ class OneLineCommand(click.Command):
 def print_error(message: str) -> None:
     """Print `error: …` to stderr, in one line whatever the message holds."""
     click.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """What stops a service manager's job also cleans up after itself, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # there is no other that may say so
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _silence_stdout() -> None:

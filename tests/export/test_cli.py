@@ -20,16 +20,17 @@ from runtime.manifest import read_manifest
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs the command in an empty folder, and leaves the signals as they were."""
+    """Runs the command in an empty folder."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    handler = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments):
-        return CliRunner().invoke(main, [str(a) for a in arguments])
+        handler = signal.getsignal(signal.SIGTERM)
+        done = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert signal.getsignal(signal.SIGTERM) is handler
+        return done
 
-    yield run
-    signal.signal(signal.SIGTERM, handler)
+    return run
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ class TestOutput:
                 assert label(entry) == ("red", "green", "blue")[count % 3]
                 count += 1
                 if count % 50 == 0:
-                    assert sum(isinstance(o, Segmentation) for o in gc.get_objects()) < 20
+                    assert sum(type(o) is Segmentation for o in gc.get_objects()) < 20
         assert count == 150
 
 
@@ -308,7 +308,8 @@ class TestCamera:
         assert set(last) == {"source", "error"}
         assert list(open_video(tmp_path / "out" / "camera-0.mp4"))
 
-    def test_an_interrupt_is_one_line_and_leaves_a_whole_video(self, segmenter, tmp_path, stand_in):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interrupt_is_one_line_and_leaves_a_whole_video(self, segmenter, tmp_path, stand_in, number):
         code = (
             "import importlib.util, sys, numpy as np\n"
             f"spec = importlib.util.spec_from_file_location('opencv', {stand_in.__file__!r})\n"
@@ -324,7 +325,7 @@ class TestCamera:
         command += ["--save", str(tmp_path / "out")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             first = [json.loads(process.stdout.readline()) for _ in range(3)]
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             rest, errors = process.communicate(timeout=120)
         assert process.returncode == 130
         assert errors == "error: interrupted\n"
