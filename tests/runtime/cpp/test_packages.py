@@ -1,5 +1,6 @@
 """Other projects find the C++ runtime: by CMake's packages, as a part of themselves, and by pkg-config."""
 
+import re
 import shutil
 import subprocess
 
@@ -70,13 +71,18 @@ def test_another_version_is_not_found(installed, project):
     assert "0.2" in done.stderr
 
 
-def test_add_subdirectory(cpp_build, project):
-    """Configured, not built, which the session's own build was."""
-    source = next(
+@pytest.fixture
+def source(cpp_build):
+    """The folder of the library's sources."""
+    return next(
         line.partition("=")[2]
         for line in (cpp_build.folder / "CMakeCache.txt").read_text(encoding="utf-8").splitlines()
         if line.startswith("HolocronRuntime_SOURCE_DIR:")
     )
+
+
+def test_add_subdirectory(source, project):
+    """Configured, not built, which the session's own build was."""
     folder = project(f"add_subdirectory({source} runtime)")
     run("cmake", "-S", folder, "-B", folder / "build", "-DHOLOCRON_WITH_OPENVINO=OFF", "-DHOLOCRON_WITH_TENSORRT=OFF")
     targets = run("cmake", "--build", folder / "build", "--target", "help")
@@ -106,3 +112,26 @@ def test_symbols_are_those_of_the_interface(cpp_build):
     assert any(name == "holocron_load" for name in ours)
     hidden = ("holocron::detail::parse_manifest", "holocron::detail::ContextPool", "nlohmann")
     assert [name for name in names if name.startswith(hidden)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="there is no readelf to read the library with")
+def test_without_backends_it_is_small_and_needs_nothing_else(source, tmp_path):
+    off = [f"-DHOLOCRON_WITH_{name}=OFF" for name in ("OPENVINO", "TENSORRT", "ONNXRUNTIME")]
+    off += ["-DHOLOCRON_BUILD_TESTS=OFF", "-DHOLOCRON_BUILD_EXAMPLES=OFF", "-DCMAKE_BUILD_TYPE=Release"]
+    run("cmake", "-S", source, "-B", tmp_path, *off)
+    run("cmake", "--build", tmp_path, "--parallel", "2")
+    library = tmp_path / "libholocron_runtime.so"
+    assert library.stat().st_size < 1_000_000
+    needed = re.findall(r"\(NEEDED\).*\[([\w+-]+)\.so", run("readelf", "-d", library))
+    assert set(needed) <= {
+        "libcrypto",
+        "libstdc++",
+        "libm",
+        "libgcc_s",
+        "libc",
+        "libpthread",
+        "ld-linux-x86-64",
+        "ld-linux-aarch64",
+    }
+    assert "libcrypto" in needed
