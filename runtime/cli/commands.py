@@ -29,6 +29,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 _PRECISIONS = ("fp32", "fp16", "int8", "int8.cpu", "int8.trt")
 _QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # it prints errors on top of ours
 _WIDEST = 40  # column that is kept free for names and labels not seen yet
+_BOX = 23  # of four numbers with three digits before the point
 
 
 @click.command(cls=OneLineCommand)
@@ -170,7 +171,7 @@ def _line_printer(
             ("time", 8, True),
             ("label", min(_WIDEST, max(map(len, model.labels))), False),
             (behaviour.figure, 6, True),
-            *([] if behaviour.place is None else [(behaviour.place, 0, False)]),
+            *([] if behaviour.place is None else [(behaviour.place, _BOX, False)]),
         )
     )
     click.echo(table.head())
