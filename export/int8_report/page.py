@@ -31,7 +31,7 @@ def render_report(summaries: Sequence[QuantizationSummary], manifest: Manifest) 
 
     Args:
         summaries: one a graph
-        manifest: of the bundle, with the graphs' verification
+        manifest: of the bundle, with the verification of its graphs and engines
 
     Returns:
         HTML that is XML too, the same for the same input; no address in it leads anywhere but into itself
@@ -109,6 +109,8 @@ def _card(summary: QuantizationSummary, artefact: Artefact | None, manifest: Man
         small.append((f"images compared, {result.backend}", str(result.images)))
     if artefact is not None:
         small.append((artefact.file, f"{artefact.size / 1e6:.1f} MB"))
+        engines = [a for a in manifest.artefacts if a.kind == "engine" and a.variant == artefact.variant]
+        small += [(engine.file, _engine_fact(engine, manifest)) for engine in engines]
     small += [
         ("calibration images", str(summary.images) if summary.images else UNKNOWN),
         *([("effort", summary.effort)] if summary.effort else []),
@@ -119,6 +121,16 @@ def _card(summary: QuantizationSummary, artefact: Artefact | None, manifest: Man
     bar = None if share is None else charts.share_bar(share)
     note = element("p", f"For {target}.", class_="mute") if target else None
     return element("section", heading, note, _facts(large, "facts"), bar, _facts(small, "facts small"), class_="card")
+
+
+def _engine_fact(engine: Artefact, manifest: Manifest) -> str:
+    """How an engine answered where it ran."""
+    result = engine.verification
+    if result is None:
+        return "not run here"
+    if result.top1_agreement is None:
+        return f"relative error {percent(result.relative_error)}"
+    return f"{percent(result.top1_agreement)} {task_export(manifest.task).agreement or 'agreement'}"
 
 
 def _share(summary: QuantizationSummary) -> float | None:

@@ -19,7 +19,7 @@ from export.int8_report.charts import Scale, clipped_share, noise, pareto_front,
 from export.int8_report.figures import fixed, percent, seconds, significant
 from export.int8_report.markup import Markup, element, shortened
 from export.quantize.summary import Candidate, LayerSummary, QuantizationSummary, RangeSummary
-from runtime.manifest import Artefact, Manifest, Preprocessing, Verification
+from runtime.manifest import Artefact, EngineInfo, Manifest, Preprocessing, Verification
 
 PREPROCESSING = Preprocessing((64, 48), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 EVIL = "</code><script>alert('x')</script> \" onload=\"alert(1)\" & 'y' <img src=x>"
@@ -125,6 +125,25 @@ def test_an_artefact_that_was_not_verified_or_is_not_there():
     bare = replace(artefact("cpu"), verification=None)
     for page in (render_report([full()], manifest(bare)), render_report([full()], manifest())):
         assert "relative error" not in facts(parse(page), 0)
+
+
+def test_engines_are_listed_with_what_they_answered_where_they_ran():
+    def engine(capability, verification):
+        file = f"model.int8.trt.tensorrt-10.3.0-sm{capability}.engine"
+        info = EngineInfo("tensorrt", "10.3.0", "8.7", 1)
+        return Artefact(file, "engine", "int8", 9_000_000, "0" * 64, "trt", info, verification)
+
+    ran = replace(artefact("trt").verification, top1_agreement=0.964, backend="tensorrt")
+    heads = replace(ran, top1_agreement=None, relative_error=0.031)
+    cpu, trt = artefact("cpu"), artefact("trt")
+    page = render_report(
+        [full("cpu"), full("trt")], manifest(cpu, trt, engine(87, ran), engine(89, None), engine(90, heads))
+    )
+    of_cpu, of_trt = (facts(parse(page), card) for card in (0, 1))
+    assert "96.4 % top-1 agreement model.int8.trt.tensorrt-10.3.0-sm87.engine" in of_trt
+    assert "not run here model.int8.trt.tensorrt-10.3.0-sm89.engine" in of_trt
+    assert "relative error 3.1 % model.int8.trt.tensorrt-10.3.0-sm90.engine" in of_trt
+    assert "engine" not in of_cpu
 
 
 def test_the_table_of_layers():
