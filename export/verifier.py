@@ -170,10 +170,7 @@ class Verifier:
         check(artefact, result, self._spec.tolerances, self._base.trained, comparison.errors(), self._task.agreement)
         if isinstance(comparison, PostComparison):
             comparison.check(artefact.file)
-            if comparison.detections == 0:
-                self._warn(
-                    f"{artefact.file} and the reference found nothing on these images: its boxes were not compared"
-                )
+            self._warn_of_nothing_found(artefact, comparison.detections, "the reference")
         if result.accuracy is not None and result.reference_accuracy is not None:
             lost = result.reference_accuracy - result.accuracy
             if lost > _WORTH_SAYING_POINTS:
@@ -259,10 +256,11 @@ class Verifier:
             of_graph = graph.verification.top1_agreement if graph and graph.verification else None
             least = (1.0 if of_graph is None else of_graph) - tolerances.engine_agreement
             comparison.check_counts(artefact.file, least, remedy(artefact))
-            if comparison.detections == 0:
-                self._warn(
-                    f"{artefact.file} and the float32 graph found nothing on these images: its boxes were not compared"
-                )
+            self._warn_of_nothing_found(artefact, comparison.detections, "the float32 graph")
+
+    def _warn_of_nothing_found(self, artefact: Artefact, detections: int | None, other: str) -> None:
+        if detections == 0:
+            self._warn(f"{artefact.file} and {other} found nothing on these images: its boxes were not compared")
 
 
 def _in_parts(session: Session, largest: int, fixed: bool) -> FedNetwork:

@@ -11,6 +11,8 @@ import ctypes
 import enum
 import threading
 
+from faults import due_fault
+
 
 class RuleViolation(BaseException):
     """Not an Exception: no handler of the code under test may take it for an error of the device."""
@@ -211,16 +213,12 @@ class FakeCuda:
     def _status(self, name):
         if name in _ALWAYS:
             return _OK
-        for fault in self.faults:
-            if fault[0] == name and fault[3] > 0:
-                if fault[2] > 0:
-                    fault[2] -= 1
-                    continue
-                fault[3] -= 1
-                if fault[1] in (cudaError_t.cudaErrorIllegalAddress, cudaError_t.cudaErrorLaunchFailure):
-                    self.lost = fault[1]
-                return fault[1]
-        return self.lost or _OK
+        fault = due_fault(self.faults, name)
+        if fault is None:
+            return self.lost or _OK
+        if fault[1] in (cudaError_t.cudaErrorIllegalAddress, cudaError_t.cudaErrorLaunchFailure):
+            self.lost = fault[1]
+        return fault[1]
 
     def _tried_to_release(self, what):
         # Of a lost device nothing can be freed: what counts is that somebody tried.

@@ -14,6 +14,7 @@ import weakref
 from importlib.machinery import ModuleSpec
 
 import numpy as np
+from faults import due_fault
 
 DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64}
 NETWORKS = {}
@@ -87,18 +88,14 @@ class Controls:
         self.faults.append([name, message, after, times, error])
 
     def fails(self, name, logger):
-        for fault in self.faults:
-            if fault[0] == name and fault[3] > 0:
-                if fault[2] > 0:
-                    fault[2] -= 1
-                    continue
-                fault[3] -= 1
-                if fault[4] is not None:
-                    raise fault[4]()
-                logger.log(logger.ERROR, f"{name}: {fault[1]}")
-                logger.log(logger.ERROR, "caught somewhere else")
-                return True
-        return False
+        fault = due_fault(self.faults, name)
+        if fault is None:
+            return False
+        if fault[4] is not None:
+            raise fault[4]()
+        logger.log(logger.ERROR, f"{name}: {fault[1]}")
+        logger.log(logger.ERROR, "caught somewhere else")
+        return True
 
     def alive(self):
         """Engines and contexts that are still there."""
